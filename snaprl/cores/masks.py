@@ -1,0 +1,99 @@
+"""Masks: which weights a sparse core has.
+
+A mask is a tree of 0/1 arrays shaped like the cell's parameters; a leaf that is missing is dense.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snaprl.cores.types import Array, Params
+
+
+class Mask:
+    """A mask that can be compared and hashed, so that a module which holds one can be, too."""
+
+    def __init__(self, tree: Mapping[str, Any]):
+        """Copies `tree`.
+
+        Args:
+          tree: nested mappings of 0/1 arrays.
+
+        Raises:
+          ValueError: an entry is neither 0 nor 1.
+        """
+        self.leaves = {path: np.array(leaf) for path, leaf in _walk(tree)}
+        for path, leaf in self.leaves.items():
+            if not np.isin(leaf, (0, 1)).all():
+                raise ValueError(f"mask {'/'.join(path)} has entries other than 0 and 1")
+            leaf.setflags(write=False)
+        self._key = tuple(
+            (path, leaf.shape, leaf.astype(bool).tobytes()) for path, leaf in self.leaves.items()
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mask) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        return f"Mask({', '.join('/'.join(path) for path in self.leaves)})"
+
+    def check(self, params: Params) -> None:
+        """Compares the leaves with the parameters that they mask.
+
+        Raises:
+          ValueError: a leaf masks no parameter, or has another shape.
+        """
+        shapes = {path: leaf.shape for path, leaf in _walk(params)}
+        for path, leaf in self.leaves.items():
+            name = "/".join(path)
+            if path not in shapes:
+                known = ", ".join("/".join(p) for p in shapes)
+                raise ValueError(f"mask {name} masks no parameter of the cell; it has {known}")
+            if leaf.shape != shapes[path]:
+                raise ValueError(
+                    f"mask {name} has shape {leaf.shape}; the parameter has {shapes[path]}"
+                )
+
+    def tree(self) -> dict[str, Any]:
+        """The mask as nested dicts of boolean arrays."""
+        nested: dict[str, Any] = {}
+        for (*folders, last), leaf in self.leaves.items():
+            place = nested
+            for folder in folders:
+                place = place.setdefault(folder, {})
+            place[last] = jnp.asarray(leaf, bool)
+        return nested
+
+
+def apply_mask(tree: Params, mask: Params) -> dict[str, Any]:
+    """Puts 0 where `mask` is 0, whatever stood there; leaves broadcast from the right.
+
+    The gradient of a masked entry is 0.
+    """
+
+    def leaf(path: tuple, value: Array) -> Array:
+        keep: Any = mask
+        for part in path:
+            keep = keep.get(part.key) if keep is not None else None
+        if keep is None:
+            return value
+        keep = keep.reshape((1,) * (value.ndim - keep.ndim) + keep.shape)
+        return jnp.where(keep != 0, value, 0)
+
+    return jax.tree.map_with_path(leaf, tree)
+
+
+def _walk(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    found = []
+    for name, value in sorted(tree.items()):
+        if isinstance(value, Mapping):
+            found += _walk(value, (*path, name))
+        else:
+            found.append(((*path, name), value))
+    return found

@@ -1,0 +1,191 @@
+"""`OnlineRNN`: a flax recurrent layer whose gradient does not stop at the segment's edge."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from snaprl.cores import segment
+from snaprl.cores.cells import unitwise
+from snaprl.cores.masks import Mask, apply_mask
+from snaprl.cores.snap import SnAp
+from snaprl.cores.types import Array, CoreState, GradientMethod, PyTree
+
+
+class OnlineRNN(nn.Module):
+    """Runs a recurrent cell over segments of streams that never have to end.
+
+    The parameter tree is that of `nn.RNN(cell)`, so trained parameters move either way, and the
+    forward values are flax's own. `jax.grad` of any function of the outputs gives the gradient of
+    `method`, the influence in the carry included. Nothing flows into the carry or back from it.
+
+    Example:
+      >>> rnn = OnlineRNN(nn.GRUCell(64), SnAp(order=1))
+      >>> carry = rnn.initialize_carry(jax.random.key(0), (16, 8))      # 16 streams, 8 inputs
+      >>> variables = rnn.init(jax.random.key(1), carry, jnp.zeros((4, 16, 8)))
+      >>> carry, ys = rnn.apply(variables, carry, jnp.zeros((4, 16, 8)))
+      >>> ys.shape
+      (4, 16, 64)
+
+    Attributes:
+      cell: flax's SimpleCell, GRUCell, MGUCell, LSTMCell or OptimizedLSTMCell.
+      method: how the gradient travels: `SnAp(order=1)`, `RTRL()`, `BPTT()`,
+        `BPTT(tail=SnAp(order=1))`, `Frozen()`.
+      mask: tree of 0/1 arrays shaped like the cell's parameters; leaves that are missing are dense.
+        It is copied at `init` into the variable collection `sparsity`, from where it is read: a
+        pattern may change without recompiling. Masked weights count as 0 whatever was loaded.
+      time_major: whether `xs`, `resets` and `ys` are `[T, B, ...]` rather than `[B, T, ...]`.
+    """
+
+    cell: nn.RNNCellBase
+    method: GradientMethod = SnAp(order=1)  # noqa: RUF009 (frozen)
+    mask: Mapping[str, Any] | Mask | None = None
+    time_major: bool = True
+
+    def __post_init__(self):
+        if self.mask is not None and not isinstance(self.mask, Mask):
+            self.mask = Mask(self.mask)  # hashable: the module goes through jit as a static value
+        super().__post_init__()
+
+    def setup(self):
+        """Declares the collection `sparsity`."""
+        if self.mask is not None and (
+            self.is_initializing() or self.has_variable("sparsity", "cell")
+        ):
+            self.variable("sparsity", "cell", self.mask.tree)
+
+    @nn.nowrap
+    def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> CoreState:
+        """Returns the state of streams that have seen nothing.
+
+        Args:
+          rng: consumed; only random methods and initial carries draw from it.
+          input_shape: `(B, M)`, streams and inputs, as flax cells take it.
+
+        Raises:
+          ValueError: `input_shape` is not `(B, M)`, or the mask does not fit the cell.
+        """
+        if len(input_shape) != 2:
+            raise ValueError(
+                f"input_shape is {tuple(input_shape)}; it must be (streams, inputs)"
+            )
+        cell = self._unbound_cell()
+        hidden_key, method_key = jax.random.split(rng)
+        hidden = cell.initialize_carry(hidden_key, tuple(input_shape))
+        params = jax.eval_shape(cell.init, hidden_key, hidden, jnp.zeros(input_shape))["params"]
+        if self.mask is not None:
+            self.mask.check(params)
+        mask = self.mask.tree() if self.mask is not None else {}
+        influence = self.method.init(cell, dict(params), mask, input_shape[0], method_key)
+        return CoreState(hidden, influence)
+
+    def __call__(
+        self, carry: CoreState, xs: Array, resets: Array | None = None
+    ) -> tuple[CoreState, Array]:
+        """Runs a segment.
+
+        Args:
+          carry: the streams' state, from `initialize_carry` or the segment before.
+          xs: `[T, B, M]`.
+          resets: bool `[T, B]`: where a stream starts anew before the step; None for never.
+
+        Returns:
+          `(carry, ys)`: the state after the segment and the outputs `[T, B, N]`.
+
+        Raises:
+          ValueError: a shape or type does not fit; the sentence names it.
+        """
+        if jnp.ndim(xs) != 3:
+            axes = "[T, B, M]" if self.time_major else "[B, T, M]"
+            raise ValueError(f"xs has shape {jnp.shape(xs)}; a segment of inputs is {axes}")
+        if not self.time_major:
+            xs = jnp.swapaxes(xs, 0, 1)
+            resets = None if resets is None else jnp.swapaxes(resets, 0, 1)
+        params, mask = self._parameters(carry, xs[0])
+        _check_resets("resets", resets, xs.shape[:2])
+        self._check_influence(carry, params, mask, xs[0])
+        carry, ys = self.method.unroll(self._unbound_cell(), params, mask, carry, xs, resets)
+        return carry, ys if self.time_major else jnp.swapaxes(ys, 0, 1)
+
+    def step(
+        self, carry: CoreState, x: Array, reset: Array | None = None
+    ) -> tuple[CoreState, Array]:
+        """Acts: one step, the influence untouched.
+
+        Args:
+          carry: the streams' state; for acting alone, its influence may be ().
+          x: `[B, M]`.
+          reset: bool `[B]` or None.
+
+        Returns:
+          `(carry, y)` with `y [B, N]`.
+        """
+        if jnp.ndim(x) != 2:
+            raise ValueError(f"x has shape {jnp.shape(x)}; one step's inputs are [B, M]")
+        params, _ = self._parameters(carry, x)
+        _check_resets("reset", reset, x.shape[:1])
+        hidden, y = segment.step(self._unbound_cell(), params, carry.hidden, x, reset)
+        return carry._replace(hidden=hidden), y
+
+    @nn.nowrap
+    def _unbound_cell(self) -> nn.RNNCellBase:
+        return self.cell.clone(parent=None, name=None)
+
+    def _parameters(self, carry: CoreState, x: Array) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The cell's parameters, masked, and the mask; created here at `init`."""
+        self._check_hidden(carry, x)
+        if self.is_initializing():
+            self.cell(carry.hidden, x)
+        params = dict(flax.core.unfreeze(self.cell.variables["params"]))
+        if self.mask is None:
+            return params, {}
+        self.mask.check(params)
+        mask = self.get_variable("sparsity", "cell", default=None)
+        mask = self.mask.tree() if mask is None else mask
+        return apply_mask(params, mask), mask
+
+    @nn.nowrap
+    def _check_hidden(self, carry: CoreState, x: Array) -> None:
+        """Compares the hidden state with what the cell starts from."""
+        unitwise(self.cell)
+        cell = self._unbound_cell()
+        expected = jax.eval_shape(lambda: cell.initialize_carry(jax.random.key(0), x.shape))
+        _compare("carry.hidden", carry.hidden, expected, x.shape[0])
+
+    @nn.nowrap
+    def _check_influence(
+        self, carry: CoreState, params: dict[str, Any], mask: dict[str, Any], x: Array
+    ) -> None:
+        cell, method, streams = self._unbound_cell(), self.method, x.shape[0]
+        expected = jax.eval_shape(
+            lambda: method.init(cell, params, mask, streams, jax.random.key(0))
+        )
+        _compare("carry.influence", carry.influence, expected, streams)
+
+
+def _check_resets(name: str, resets: Array | None, shape: tuple[int, ...]) -> None:
+    if resets is None:
+        return
+    if jnp.shape(resets) != shape or jnp.result_type(resets) != jnp.bool_:
+        raise ValueError(
+            f"{name} is {jnp.result_type(resets)}{list(jnp.shape(resets))}; it must be "
+            f"bool{list(shape)}"
+        )
+
+
+def _compare(name: str, tree: PyTree, expected: PyTree, streams: int) -> None:
+    """Raises where `tree` has other leaves or shapes than `expected`."""
+    found, wanted = (jax.tree.map(jnp.shape, t) for t in (tree, expected))
+    if found != wanted:
+        raise ValueError(
+            f"{name} does not belong to this cell, method and {streams} streams: it has shapes "
+            f"{_summary(found)} where {_summary(wanted)} are needed; initialize_carry makes one"
+        )
+
+
+def _summary(shapes: PyTree) -> str:
+    leaves = jax.tree.leaves(shapes, is_leaf=lambda s: isinstance(s, tuple) and all(type(n) is int for n in s))
+    return str(leaves[:3])[1:-1] + (f" (and {len(leaves) - 3} more)" if len(leaves) > 3 else "") if leaves else "none"

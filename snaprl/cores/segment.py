@@ -1,0 +1,282 @@
+"""A segment of T steps: forward, and the gradient of its end-to-end pass, for unit-wise cells.
+
+Every method here is three choices over one machine:
+
+- the *adjoint*: how `lambda_t = dL/dh_t` moves backward inside the segment, through the units' own
+  dynamics d_t (11), or through the whole of D_t as backpropagation does;
+- the *memory*: what is known of the influence of the weights on the state before the segment, how
+  it meets `lambda_0`, and how it advances over the segment;
+- the *trainable* weights: all, or none.
+
+The gradient is then, for any choice,
+
+    dL/dW[g] = sum_t (lambda_t sigma_t[g]) read(h_tm1)^T  +  lambda_0 . J_0      (12), (16)
+
+and no influence is formed per step.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from snaprl.cores.cells import unitwise
+from snaprl.cores.types import Array, CoreState, Params, PyTree
+from snaprl.cores.unitwise import (
+    Derivatives,
+    UnitwiseCell,
+    Vector,
+    dense,
+    join,
+    joined_layer,
+    split,
+    vector_block,
+)
+
+
+class Linearised(NamedTuple):
+    """What a segment's forward pass leaves for its gradient and its influence."""
+
+    xs: Array  # [T, B, M]
+    h_tm1: Vector  # U x [T, B, N]  states before each step, after resets
+    derivatives: Derivatives  # of phi, [T, B, N] each
+    resets: Array | None  # [T, B] bool
+
+
+class Memory(NamedTuple):
+    """The influence of the weights on the state, before the segment and after it."""
+
+    init: Callable  # (cell, params, batch_size) -> influence
+    advance: Callable  # (cell, params, mask, linearised, influence) -> influence
+    contract: Callable  # (influence, lambda_0, reset_1) -> lambda_0 . J_0, shaped like params, or None
+
+
+# (cell, params, linearised, dL/dys) -> (lambda_1..T, lambda_0), U x [T, B, N] and U x [B, N]
+Adjoint = Callable[[UnitwiseCell, Params, Linearised, Array], tuple[Vector, Vector]]
+
+
+def where_reset(reset: Array | None, replacement: PyTree, tree: PyTree) -> PyTree:
+    """Puts `replacement` where `reset` is true: by `where`, since 0 x NaN is NaN.
+
+    `reset` has the leading axes of the leaves, `[B]` or `[T, B]`; None resets nothing. A
+    `replacement` of 0.0 serves every leaf.
+    """
+    if reset is None:
+        return tree
+
+    def leaf(x: Array, r: Array | float) -> Array:
+        return jnp.where(reset.reshape(reset.shape + (1,) * (x.ndim - reset.ndim)), r, x)
+
+    if isinstance(replacement, float):
+        return jax.tree.map(lambda x: leaf(x, replacement), tree)
+    return jax.tree.map(leaf, tree, replacement)
+
+
+def influence_dtype(params: Params) -> jnp.dtype:
+    """Influence is float32 at least: bfloat16 would forget what it carries."""
+    return jnp.promote_types(jnp.float32, jnp.result_type(*jax.tree.leaves(params)))
+
+
+def forward(
+    cell: UnitwiseCell,
+    params: Params,
+    initial: Vector,
+    hidden: Vector,
+    xs: Array,
+    resets: Array | None,
+) -> tuple[Vector, Array, Linearised]:
+    """Runs (6) and (7) over a segment.
+
+    Args:
+      cell: the cell.
+      params: its parameters.
+      initial: U x `[B, N]`, the state that a reset restores.
+      hidden: U x `[B, N]`, the state before the first step.
+      xs: `[T, B, M]`.
+      resets: `[T, B]` bool or None.
+
+    Returns:
+      The state after the last step, the outputs `[T, B, N]`, and what was linearised on the way.
+    """
+    gates = len(cell.inputs)
+    kernel_in, bias_in = joined_layer(params, cell.inputs)
+    kernel, bias = joined_layer(params, cell.recurrent)
+    dtype = cell.dtype or jnp.result_type(xs, kernel_in)
+    kernel_in, kernel = kernel_in.astype(dtype), kernel.astype(dtype)
+    a = xs.astype(dtype) @ kernel_in
+    if bias_in is not None:
+        a = a + bias_in.astype(dtype)
+    if bias is not None:
+        bias = bias.astype(dtype)
+    state_dtype = jnp.promote_types(dtype, hidden[0].dtype)
+    hidden, initial = jax.tree.map(lambda x: x.astype(state_dtype), (hidden, initial))
+
+    def step(h_tm1: Vector, inputs: tuple) -> tuple[Vector, tuple]:
+        a_t, reset_t = inputs
+        h_tm1 = where_reset(reset_t, initial, h_tm1)
+        s_t = h_tm1[cell.read].astype(dtype) @ kernel
+        if bias is not None:
+            s_t = s_t + bias
+        h_t, saved = cell.phi(split(a_t, gates), split(s_t, gates), h_tm1)
+        return h_t, (h_tm1, h_t[cell.read], saved)
+
+    end, (h_tm1, ys, saved) = scan(step, hidden, (a, resets))
+    derivatives = cell.derivatives(saved, h_tm1)
+    return end, ys, Linearised(xs, h_tm1, derivatives, resets)
+
+
+def scan(step: Callable, carry: PyTree, inputs: PyTree, reverse: bool = False) -> tuple:
+    """`lax.scan`, without the loop where there is one step only."""
+    if jax.tree.leaves(inputs)[0].shape[0] > 1:
+        return jax.lax.scan(step, carry, inputs, reverse=reverse)
+    carry, outputs = step(carry, jax.tree.map(lambda x: x[0], inputs))
+    return carry, jax.tree.map(lambda x: x[None], outputs)
+
+
+def backward(
+    transpose: Callable[[Vector, PyTree], Vector],
+    steps: PyTree,
+    cell: UnitwiseCell,
+    linearised: Linearised,
+    ct_ys: Array,
+) -> tuple[Vector, Vector]:
+    """Runs `lambda_t = dL_t/dh_t + D_{t+1}^T lambda_{t+1}` backward; `transpose` applies D^T."""
+    end = tuple(jnp.zeros_like(ct_ys[0]) for _ in range(cell.states))
+
+    def step(lambda_: Vector, inputs: tuple) -> tuple[Vector, Vector]:
+        step_t, reset_t, ct_t = inputs
+        lambda_ = tuple(x + ct_t if u == cell.read else x for u, x in enumerate(lambda_))
+        lambda_tm1 = tuple(dense(x, ct_t) for x in transpose(lambda_, step_t))
+        return where_reset(reset_t, 0.0, lambda_tm1), lambda_
+
+    lambda_0, lambdas = scan(step, end, (steps, linearised.resets, ct_ys), reverse=True)
+    return lambdas, lambda_0
+
+
+def outer_products(
+    cell: UnitwiseCell, params: Params, linearised: Linearised, lambdas: Vector
+) -> tuple[Params, Array]:
+    """The sum over the segment's steps in (12), for every weight, and the gradient of `xs`."""
+    like = lambdas[0]
+    into_a = join(vector_block(lambdas, linearised.derivatives.alpha), like)  # [T, B, G N]
+    into_s = join(vector_block(lambdas, linearised.derivatives.sigma), like)
+    xs = linearised.xs.astype(like.dtype)
+    read = linearised.h_tm1[cell.read].astype(like.dtype)
+    grads = {
+        **_layer_gradient(params, cell.inputs, xs, into_a),
+        **_layer_gradient(params, cell.recurrent, read, into_s),
+    }
+    kernel_in = joined_layer(params, cell.inputs)[0].astype(like.dtype)
+    return grads, into_a @ kernel_in.T
+
+
+def _layer_gradient(
+    params: Params, names: tuple[str, ...], source: Array, target: Array
+) -> dict[str, dict[str, Array]]:
+    """Gradients of the dense layers `names` that map `source [T, B, K]` to `target [T, B, G N]`."""
+    kernels = split(jnp.einsum("tbj,tbk->jk", source, target), len(names))
+    biases = split(target.sum((0, 1)), len(names))
+    return {
+        name: {"kernel": kernel, "bias": bias} if "bias" in params[name] else {"kernel": kernel}
+        for name, kernel, bias in zip(names, kernels, biases, strict=True)
+    }
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _run(
+    cell: UnitwiseCell,
+    adjoint: Adjoint,
+    memory: Memory,
+    params: Params,
+    mask: Params,
+    initial: Vector,
+    hidden: Vector,
+    influence: PyTree,
+    xs: Array,
+    resets: Array | None,
+) -> tuple[Vector, PyTree, Array]:
+    primal = (params, mask, initial, hidden, influence, xs, resets)
+    return _run_forward(cell, adjoint, memory, *primal)[0]
+
+
+def _run_forward(cell, adjoint, memory, params, mask, initial, hidden, influence, xs, resets):
+    del adjoint
+    end, ys, linearised = forward(cell, params, initial, hidden, xs, resets)
+    dtype = influence_dtype(params)
+    linearised = jax.tree.map(lambda x: x.astype(dtype), linearised._replace(resets=None))
+    linearised = linearised._replace(resets=resets)
+    after = memory.advance(cell, params, mask, linearised, influence)
+    return (end, after, ys), (params, influence, xs, linearised)
+
+
+def _run_backward(cell, adjoint, memory, residuals, cotangents):
+    params, influence, xs, linearised = residuals
+    ct_ys = cotangents[2].astype(influence_dtype(params))  # nothing flows back from the end state
+    lambdas, lambda_0 = adjoint(cell, params, linearised, ct_ys)
+    grads, ct_xs = outer_products(cell, params, linearised, lambdas)
+    first = None if linearised.resets is None else linearised.resets[0]
+    before = memory.contract(influence, lambda_0, first)
+    if before is not None:
+        grads = jax.tree.map(jnp.add, grads, before)
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
+    return grads, None, None, None, None, ct_xs.astype(xs.dtype), None
+
+
+_run.defvjp(_run_forward, _run_backward)
+
+
+def pack(hidden: PyTree) -> Vector:
+    """A flax carry as U x `[B, N]`."""
+    return tuple(hidden) if isinstance(hidden, (tuple, list)) else (hidden,)
+
+
+def unpack(hidden: Vector) -> PyTree:
+    """Undoes `pack`."""
+    return hidden if len(hidden) > 1 else hidden[0]
+
+
+def initial_state(cell: nn.RNNCellBase, xs_t: Array) -> Vector:
+    """The state U x `[B, N]` that a reset restores: the cell's initial carry."""
+    return pack(cell.initialize_carry(jax.random.key(0), xs_t.shape))
+
+
+def unroll(
+    cell: nn.RNNCellBase,
+    adjoint: Adjoint,
+    memory: Memory,
+    params: Params,
+    mask: Params,
+    state: CoreState,
+    xs: Array,
+    resets: Array | None,
+) -> tuple[CoreState, Array]:
+    """`GradientMethod.unroll` for a flax cell that is unit-wise, with the given choices."""
+    hidden = pack(state.hidden)
+    end, influence, ys = _run(
+        unitwise(cell),
+        adjoint,
+        memory,
+        params,
+        mask,
+        initial_state(cell, xs[0]),
+        hidden,
+        state.influence,
+        xs,
+        resets,
+    )
+    end = tuple(x.astype(h.dtype) for x, h in zip(end, hidden, strict=True))
+    return jax.lax.stop_gradient(CoreState(unpack(end), influence)), ys
+
+
+def step(
+    cell: nn.RNNCellBase, params: Params, hidden: PyTree, x: Array, reset: Array | None
+) -> tuple[PyTree, Array]:
+    """Acts: one step of the cell, `x [B, M]` to `y [B, N]`; no influence is touched."""
+    before = pack(hidden)
+    resets = None if reset is None else reset[None]
+    end, ys, _ = forward(unitwise(cell), params, initial_state(cell, x), before, x[None], resets)
+    end = tuple(x.astype(h.dtype) for x, h in zip(end, before, strict=True))
+    return unpack(end), ys[0]

@@ -1,0 +1,68 @@
+"""Central types of the cores: what a stream carries, and what a gradient method is.
+
+Axes: `T` time, `B` streams, `N` units, `M` inputs, `G` gates, `U` state variables of a unit.
+Time comes first, then streams: `[T, B, ...]`. Equation numbers are those of docs/method.md.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+
+Array = jax.Array
+PyTree = Any
+Params = Mapping[str, Any]
+
+
+class CoreState(NamedTuple):
+    """What belongs to a stream and survives segments."""
+
+    hidden: PyTree  # [B, ...]  the flax cell's carry
+    influence: PyTree  # [B, ...]  what the gradient method remembers; () for truncated BPTT
+
+
+class GradientMethod(Protocol):
+    """How the gradient of a recurrent core travels through time.
+
+    Methods are frozen dataclasses: hashable, so that modules which hold one stay hashable.
+    """
+
+    def init(
+        self, cell: nn.RNNCellBase, params: Params, mask: Params, batch_size: int, key: Array
+    ) -> PyTree:
+        """Returns the influence of streams that have seen nothing: leaves `[B, ...]`.
+
+        Args:
+          cell: the flax cell, unbound.
+          params: its parameters, or their shapes and types (`jax.ShapeDtypeStruct`).
+          mask: 0/1 leaves shaped like some of `params`; a leaf that is missing is dense.
+          batch_size: the number of streams, `B`.
+          key: consumed; methods that draw nothing ignore it.
+        """
+        ...
+
+    def unroll(
+        self,
+        cell: nn.RNNCellBase,
+        params: Params,
+        mask: Params,
+        state: CoreState,
+        xs: Array,
+        resets: Array | None,
+    ) -> tuple[CoreState, Array]:
+        """Runs the cell over a segment; `jax.grad` of a function of `ys` gives the method's (3).
+
+        Args:
+          cell: the flax cell, unbound.
+          params: its parameters, already multiplied by `mask`.
+          mask: as in `init`.
+          state: where the streams stand; nothing flows back into it.
+          xs: inputs `[T, B, M]`.
+          resets: bool `[T, B]`, true where a stream starts anew before the step; None for never.
+
+        Returns:
+          `(state, ys)`: the state after the segment, from which nothing flows back, and the
+          outputs `[T, B, N]`.
+        """
+        ...

@@ -1,0 +1,120 @@
+"""Unit-wise cells: two linear maps, then a function of one unit at a time, (6) and (7).
+
+    a_t = A x_t + b,   s_t = W read(h_tm1) + c                                  (6)
+    h_t[i] = phi(a_t[:, i], s_t[:, i], h_tm1[i])                                (7)
+
+Gates and state variables are Python tuples, not axes: `sigma[u][g]` is an array `[..., N]`, or
+None where the derivative is zero by structure. XLA then sees plain elementwise arithmetic, and
+never a matrix product over an axis of length one or two.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from snaprl.cores.types import Array, Params
+
+Entry = Array | None  # None is zero by structure
+Vector = tuple[Entry, ...]  # one entry per state variable (or gate): [..., N] each
+Block = tuple[Vector, ...]  # U x U (or U x G) of them
+
+
+class Derivatives(NamedTuple):
+    """Elementwise derivatives of phi at one or many steps, `[..., N]` each."""
+
+    alpha: Block  # U x G  dphi/da
+    sigma: Block  # U x G  dphi/ds
+    delta: Block  # U x U  dphi/dh
+
+
+class UnitwiseCell(NamedTuple):
+    """A flax cell as (6) and (7).
+
+    `phi(a, s, h) -> (h_t, saved)` takes tuples over gates and state variables; `saved` is what
+    `derivatives(saved, h)` needs, so that no transcendental function is computed twice.
+    """
+
+    features: int  # N
+    inputs: tuple[str, ...]  # for each gate, the dense layer that reads x
+    recurrent: tuple[str, ...]  # for each gate, the dense layer that reads the hidden state
+    states: int  # U
+    dtype: jnp.dtype | None  # of the linear maps; None: what inputs and parameters promote to
+    read: int  # which state variable W, and the rest of the network, reads
+    phi: Callable[[Vector, Vector, Vector], tuple[Vector, tuple]]
+    derivatives: Callable[[tuple, Vector], Derivatives]
+
+
+def total(terms: Iterable[Entry]) -> Entry:
+    """Sums entries, leaving structural zeros out."""
+    result = None
+    for term in terms:
+        if term is not None:
+            result = term if result is None else result + term
+    return result
+
+
+def times(left: Entry, right: Entry) -> Entry:
+    """Multiplies two entries; a structural zero stays one."""
+    return None if left is None or right is None else left * right
+
+
+def block_vector(block: Block, vector: Vector) -> Vector:
+    """`block @ vector`."""
+    return tuple(total(times(b, v) for b, v in zip(row, vector, strict=True)) for row in block)
+
+
+def vector_block(vector: Vector, block: Block) -> Vector:
+    """`vector @ block`, that is `block.T @ vector`."""
+    columns = range(len(block[0]))
+    return tuple(
+        total(times(v, row[k]) for v, row in zip(vector, block, strict=True)) for k in columns
+    )
+
+
+def block_block(left: Block, right: Block) -> Block:
+    """`left @ right`."""
+    return tuple(vector_block(row, right) for row in left)
+
+
+def dense(entry: Entry, like: Array) -> Array:
+    """Writes a structural zero out."""
+    return jnp.zeros_like(like) if entry is None else entry
+
+
+def join(entries: Vector, like: Array) -> Array:
+    """Joins gates along the last axis: G x `[..., N]` to `[..., G N]`."""
+    return jnp.concatenate([dense(entry, like) for entry in entries], axis=-1)
+
+
+def split(joined: Array, parts: int) -> tuple[Array, ...]:
+    """Undoes `join`."""
+    return tuple(jnp.split(joined, parts, axis=-1)) if parts > 1 else (joined,)
+
+
+def joined_layer(params: Params, names: tuple[str, ...]) -> tuple[Array, Array | None]:
+    """Returns the kernels `[K, G N]` and the biases `[G N]` of the dense layers `names`, joined.
+
+    The bias is None where no layer has one, and zero for a gate that alone has none.
+    """
+    kernels = [params[name]["kernel"] for name in names]
+    biases = [params[name].get("bias") for name in names]
+    bias = None
+    if any(b is not None for b in biases):
+        bias = join(tuple(biases), jnp.zeros_like(kernels[0][0]))
+    return jnp.concatenate(kernels, axis=-1), bias
+
+
+def diagonal_block(cell: UnitwiseCell, params: Params, derivatives: Derivatives) -> Block:
+    """Returns `d_t[i] = D_t[i, i]`, the U x U block of a unit's own dynamics, of (8)."""
+    diagonals = tuple(jnp.diagonal(params[name]["kernel"]) for name in cell.recurrent)
+    recurrent = tuple(
+        total(None if s is None else s * w for s, w in zip(row, diagonals, strict=True))
+        for row in derivatives.sigma
+    )
+    return tuple(
+        tuple(
+            total((entry, recurrent[u] if v == cell.read else None)) for v, entry in enumerate(row)
+        )
+        for u, row in enumerate(derivatives.delta)
+    )
