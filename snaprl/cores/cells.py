@@ -1,4 +1,4 @@
-"""flax's recurrent cells as unit-wise cells: their gates, and phi with its derivatives in closed form.
+"""flax's recurrent cells as unit-wise cells: their gates, phi, and its derivatives in closed form.
 
 A cell of flax sums an input layer and a recurrent layer per gate, and the parameters keep flax's
 own names. The derivatives are written out: a vjp of phi costs about twice the time.
@@ -111,7 +111,9 @@ def _mgu(cell: nn.MGUCell) -> UnitwiseCell:
         n_recurrent = n_pre * f if cell.reset_gate else n_pre
         return Derivatives(((f_pre, n_pre),), ((f_pre, n_recurrent),), ((f,),))
 
-    return UnitwiseCell(cell.features, ("if", "in"), ("hf", "hn"), 1, cell.dtype, 0, phi, derivatives)
+    return UnitwiseCell(
+        cell.features, ("if", "in"), ("hf", "hn"), 1, cell.dtype, 0, phi, derivatives
+    )
 
 
 def _lstm(cell: nn.LSTMCell | nn.OptimizedLSTMCell) -> UnitwiseCell:
@@ -135,7 +137,14 @@ def _lstm(cell: nn.LSTMCell | nn.OptimizedLSTMCell) -> UnitwiseCell:
         return Derivatives(gates, gates, ((f, None), (c_to_h * f, None)))
 
     return UnitwiseCell(
-        cell.features, ("ii", "if", "ig", "io"), ("hi", "hf", "hg", "ho"), 2, cell.dtype, 1, phi, derivatives
+        cell.features,
+        ("ii", "if", "ig", "io"),
+        ("hi", "hf", "hg", "ho"),
+        2,
+        cell.dtype,
+        1,
+        phi,
+        derivatives,
     )
 
 

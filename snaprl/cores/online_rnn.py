@@ -41,7 +41,7 @@ class OnlineRNN(nn.Module):
     """
 
     cell: nn.RNNCellBase
-    method: GradientMethod = SnAp(order=1)  # noqa: RUF009 (frozen)
+    method: GradientMethod = SnAp(order=1)
     mask: Mapping[str, Any] | Mask | None = None
     time_major: bool = True
 
@@ -69,9 +69,7 @@ class OnlineRNN(nn.Module):
           ValueError: `input_shape` is not `(B, M)`, or the mask does not fit the cell.
         """
         if len(input_shape) != 2:
-            raise ValueError(
-                f"input_shape is {tuple(input_shape)}; it must be (streams, inputs)"
-            )
+            raise ValueError(f"input_shape is {tuple(input_shape)}; it must be (streams, inputs)")
         cell = self._unbound_cell()
         hidden_key, method_key = jax.random.split(rng)
         hidden = cell.initialize_carry(hidden_key, tuple(input_shape))
@@ -187,5 +185,11 @@ def _compare(name: str, tree: PyTree, expected: PyTree, streams: int) -> None:
 
 
 def _summary(shapes: PyTree) -> str:
-    leaves = jax.tree.leaves(shapes, is_leaf=lambda s: isinstance(s, tuple) and all(type(n) is int for n in s))
-    return str(leaves[:3])[1:-1] + (f" (and {len(leaves) - 3} more)" if len(leaves) > 3 else "") if leaves else "none"
+    """The first few shapes of a tree of them, for a message."""
+
+    def is_shape(s: PyTree) -> bool:
+        return isinstance(s, tuple) and all(type(n) is int for n in s)
+
+    leaves = jax.tree.leaves(shapes, is_leaf=is_shape)
+    more = f" and {len(leaves) - 3} more" if len(leaves) > 3 else ""
+    return ", ".join(map(str, leaves[:3])) + more or "none"

@@ -78,7 +78,9 @@ def _advance(
                 **_immediate(params, cell.recurrent, read_tm1, derivatives.sigma[u]),
             }
 
-            def row(now: Array, *rows: Array, u: int = u, weights: Array = through_weights) -> Array:
+            def row(
+                now: Array, *rows: Array, u: int = u, weights: Array = through_weights
+            ) -> Array:
                 through_units = (
                     None if delta is None else _over_weights(delta, J) * J
                     for delta, J in zip(derivatives.delta[u], rows, strict=True)
@@ -127,11 +129,9 @@ def _contract(influence: tuple[Params, ...], lambda_0: Vector, reset: Array | No
 
     def leaf(*rows: Array) -> Array:
         rows = segment.where_reset(reset, 0.0, rows)
-        return total(
-            jnp.einsum("bl,bl...->...", x, J) for x, J in zip(lambda_0, rows, strict=True)
-        )
+        return total(jnp.einsum("bl,bl...->...", x, J) for x, J in zip(lambda_0, rows, strict=True))
 
     return jax.tree.map(leaf, *influence)
 
 
-EXACT = segment.Memory(_init, _advance, _contract)
+EXACT = segment.Memory(_init, _advance, _contract, full_adjoint)

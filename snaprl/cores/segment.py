@@ -51,7 +51,8 @@ class Memory(NamedTuple):
 
     init: Callable  # (cell, params, batch_size) -> influence
     advance: Callable  # (cell, params, mask, linearised, influence) -> influence
-    contract: Callable  # (influence, lambda_0, reset_1) -> lambda_0 . J_0, shaped like params, or None
+    contract: Callable  # (influence, lambda_0, reset_1) -> lambda_0 . J_0 or None
+    adjoint: "Adjoint | None" = None  # with this one, a step's gradient is lambda_1 . J_1 (3)
 
 
 # (cell, params, linearised, dL/dys) -> (lambda_1..T, lambda_0), U x [T, B, N] and U x [B, N]
@@ -101,31 +102,47 @@ def forward(
     Returns:
       The state after the last step, the outputs `[T, B, N]`, and what was linearised on the way.
     """
-    gates = len(cell.inputs)
-    kernel_in, bias_in = joined_layer(params, cell.inputs)
-    kernel, bias = joined_layer(params, cell.recurrent)
-    dtype = cell.dtype or jnp.result_type(xs, kernel_in)
-    kernel_in, kernel = kernel_in.astype(dtype), kernel.astype(dtype)
-    a = xs.astype(dtype) @ kernel_in
-    if bias_in is not None:
-        a = a + bias_in.astype(dtype)
-    if bias is not None:
-        bias = bias.astype(dtype)
+    dtype = cell.dtype or jnp.result_type(xs, params[cell.inputs[0]]["kernel"])
+    linear = _joined if len(xs) > 1 else _separate
+    read_input, read_hidden = (linear(params, n, dtype) for n in (cell.inputs, cell.recurrent))
+    a = read_input(xs)
     state_dtype = jnp.promote_types(dtype, hidden[0].dtype)
     hidden, initial = jax.tree.map(lambda x: x.astype(state_dtype), (hidden, initial))
 
     def step(h_tm1: Vector, inputs: tuple) -> tuple[Vector, tuple]:
         a_t, reset_t = inputs
         h_tm1 = where_reset(reset_t, initial, h_tm1)
-        s_t = h_tm1[cell.read].astype(dtype) @ kernel
-        if bias is not None:
-            s_t = s_t + bias
-        h_t, saved = cell.phi(split(a_t, gates), split(s_t, gates), h_tm1)
+        h_t, saved = cell.phi(a_t, read_hidden(h_tm1[cell.read]), h_tm1)
         return h_t, (h_tm1, h_t[cell.read], saved)
 
     end, (h_tm1, ys, saved) = scan(step, hidden, (a, resets))
     derivatives = cell.derivatives(saved, h_tm1)
     return end, ys, Linearised(xs, h_tm1, derivatives, resets)
+
+
+def _joined(params: Params, names: tuple[str, ...], dtype: jnp.dtype) -> Callable:
+    """The dense layers `names` as one matrix product: `[..., K]` to G x `[..., N]`."""
+    kernel, bias = joined_layer(params, names)
+    kernel = kernel.astype(dtype)
+    bias = None if bias is None else bias.astype(dtype)
+
+    def apply(x: Array) -> tuple[Array, ...]:
+        y = x.astype(dtype) @ kernel
+        return split(y if bias is None else y + bias, len(names))
+
+    return apply
+
+
+def _separate(params: Params, names: tuple[str, ...], dtype: jnp.dtype) -> Callable:
+    """The same as one product per gate: for a single step, joining would copy the weights."""
+    layers = [jax.tree.map(lambda p: p.astype(dtype), params[name]) for name in names]
+
+    def apply(x: Array) -> tuple[Array, ...]:
+        x = x.astype(dtype)
+        ys = (x @ layer["kernel"] for layer in layers)
+        return tuple(y + p["bias"] if "bias" in p else y for y, p in zip(ys, layers, strict=True))
+
+    return apply
 
 
 def scan(step: Callable, carry: PyTree, inputs: PyTree, reverse: bool = False) -> tuple:
@@ -158,31 +175,34 @@ def backward(
 
 def outer_products(
     cell: UnitwiseCell, params: Params, linearised: Linearised, lambdas: Vector
-) -> tuple[Params, Array]:
-    """The sum over the segment's steps in (12), for every weight, and the gradient of `xs`."""
-    like = lambdas[0]
-    into_a = join(vector_block(lambdas, linearised.derivatives.alpha), like)  # [T, B, G N]
-    into_s = join(vector_block(lambdas, linearised.derivatives.sigma), like)
-    xs = linearised.xs.astype(like.dtype)
-    read = linearised.h_tm1[cell.read].astype(like.dtype)
-    grads = {
-        **_layer_gradient(params, cell.inputs, xs, into_a),
-        **_layer_gradient(params, cell.recurrent, read, into_s),
-    }
-    kernel_in = joined_layer(params, cell.inputs)[0].astype(like.dtype)
-    return grads, into_a @ kernel_in.T
+) -> Params:
+    """The sum over the segment's steps in (12), for every weight."""
+    into_a = vector_block(lambdas, linearised.derivatives.alpha)  # G x [T, B, N]
+    into_s = vector_block(lambdas, linearised.derivatives.sigma)
+    read = linearised.h_tm1[cell.read]
+    inputs = _layer_gradient(params, cell.inputs, linearised.xs, into_a)
+    return inputs | _layer_gradient(params, cell.recurrent, read, into_s)
+
+
+def input_gradient(
+    cell: UnitwiseCell, params: Params, linearised: Linearised, lambdas: Vector
+) -> Array:
+    """What the adjoint gives to `xs`, `[T, B, M]`."""
+    kernel = joined_layer(params, cell.inputs)[0].astype(lambdas[0].dtype)
+    return join(vector_block(lambdas, linearised.derivatives.alpha), lambdas[0]) @ kernel.T
 
 
 def _layer_gradient(
-    params: Params, names: tuple[str, ...], source: Array, target: Array
+    params: Params, names: tuple[str, ...], source: Array, target: Vector
 ) -> dict[str, dict[str, Array]]:
-    """Gradients of the dense layers `names` that map `source [T, B, K]` to `target [T, B, G N]`."""
-    kernels = split(jnp.einsum("tbj,tbk->jk", source, target), len(names))
-    biases = split(target.sum((0, 1)), len(names))
-    return {
-        name: {"kernel": kernel, "bias": bias} if "bias" in params[name] else {"kernel": kernel}
-        for name, kernel, bias in zip(names, kernels, biases, strict=True)
-    }
+    """Gradients of the dense layers `names` from `source [T, B, K]` to `target` G x `[T, B, N]`."""
+    layers = {}
+    for name, arriving in zip(names, target, strict=True):
+        # one product per gate: joining the gates costs more than it saves
+        layers[name] = {"kernel": jnp.einsum("tbj,tbk->jk", source, arriving)}
+        if "bias" in params[name]:
+            layers[name]["bias"] = arriving.sum((0, 1))
+    return layers
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -209,20 +229,23 @@ def _run_forward(cell, adjoint, memory, params, mask, initial, hidden, influence
     linearised = jax.tree.map(lambda x: x.astype(dtype), linearised._replace(resets=None))
     linearised = linearised._replace(resets=resets)
     after = memory.advance(cell, params, mask, linearised, influence)
-    return (end, after, ys), (params, influence, xs, linearised)
+    return (end, after, ys), (params, influence, after, xs, linearised)
 
 
 def _run_backward(cell, adjoint, memory, residuals, cotangents):
-    params, influence, xs, linearised = residuals
+    params, influence, after, xs, linearised = residuals
+    resets = linearised.resets
     ct_ys = cotangents[2].astype(influence_dtype(params))  # nothing flows back from the end state
     lambdas, lambda_0 = adjoint(cell, params, linearised, ct_ys)
-    grads, ct_xs = outer_products(cell, params, linearised, lambdas)
-    first = None if linearised.resets is None else linearised.resets[0]
-    before = memory.contract(influence, lambda_0, first)
-    if before is not None:
-        grads = jax.tree.map(jnp.add, grads, before)
+    if len(xs) == 1 and memory.adjoint is adjoint:
+        grads = memory.contract(after, tuple(x[0] for x in lambdas), None)  # (3)
+    else:
+        grads = outer_products(cell, params, linearised, lambdas)
+        before = memory.contract(influence, lambda_0, None if resets is None else resets[0])
+        grads = grads if before is None else jax.tree.map(jnp.add, grads, before)
     grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
-    return grads, None, None, None, None, ct_xs.astype(xs.dtype), None
+    ct_xs = input_gradient(cell, params, linearised, lambdas).astype(xs.dtype)
+    return grads, None, None, None, None, ct_xs, None
 
 
 _run.defvjp(_run_forward, _run_backward)

@@ -23,8 +23,6 @@ from snaprl.cores.unitwise import (
     block_block,
     dense,
     diagonal_block,
-    join,
-    split,
     times,
     total,
     vector_block,
@@ -104,34 +102,38 @@ def _advance(
     p, p_0 = _decays(cell, d, linearised)
     gone, gone_0 = _gone(resets)
 
-    added: list[dict[str, dict[str, Array]]] = [{} for _ in range(cell.states)]
-    for names, source, derivative in (
-        (cell.inputs, linearised.xs, linearised.derivatives.alpha),
-        (cell.recurrent, linearised.h_tm1[cell.read], linearised.derivatives.sigma),
-    ):
-        arriving = block_block(p, derivative)  # p_t sigma_t[g], U x G x [T, B, N]
-        target = jnp.concatenate([join(row, row_p[0]) for row, row_p in zip(arriving, p)], -1)
-        source, target = segment.where_reset(gone, 0.0, (source, target))
-        kernels = split(jnp.einsum("tbj,tbk->bjk", source, target), cell.states * len(names))
-        biases = split(target.sum(0), cell.states * len(names))
-        for k, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
-            u, name = k // len(names), names[k % len(names)]
-            added[u][name] = {"kernel": kernel, "bias": bias}
+    def layers(u: int, names: tuple[str, ...], source: Array, derivative: Block) -> Params:
+        source = segment.where_reset(gone, 0.0, source)
+        arriving = vector_block(p[u], derivative)  # p_t sigma_t[g], G x [T, B, N]
+        arriving = segment.where_reset(gone, 0.0, arriving)
+        return {
+            name: {leaf: row(u, name, leaf, source, target) for leaf in params[name]}
+            for name, target in zip(names, arriving, strict=True)
+        }
 
-    def layer(u: int, name: str, leaf: str) -> Array:
-        old = [tree[name][leaf] for tree in influence]
-        kept = total(times(_over_fan_in(p, e), e) for p, e in zip(p_0[u], old, strict=True))
-        return added[u][name][leaf] + segment.where_reset(gone_0, 0.0, kept)
+    def row(u: int, name: str, leaf: str, source: Array, target: Array) -> Array:
+        old = (tree[name][leaf] for tree in influence)
+        kept = total(times(_over_fan_in(x, e), e) for x, e in zip(p_0[u], old, strict=True))
+        if leaf == "bias":
+            new = target.sum(0)
+        elif len(target) == 1:  # the step form (10): a product over nothing is a loop that fuses
+            new = source[0, :, :, None] * target[0, :, None, :]
+        else:  # one product per gate: joining the gates costs more than it saves
+            new = jnp.einsum("tbj,tbk->bjk", source, target)
+        return new + segment.where_reset(gone_0, 0.0, kept)
 
+    derivatives, read = linearised.derivatives, linearised.h_tm1[cell.read]
     return tuple(
-        apply_mask({n: {leaf: layer(u, n, leaf) for leaf in params[n]} for n in params}, mask)
+        apply_mask(
+            layers(u, cell.inputs, linearised.xs, derivatives.alpha)
+            | layers(u, cell.recurrent, read, derivatives.sigma),
+            mask,
+        )
         for u in range(cell.states)
     )
 
 
-def _decays(
-    cell: UnitwiseCell, d: Block, linearised: segment.Linearised
-) -> tuple[Block, Block]:
+def _decays(cell: UnitwiseCell, d: Block, linearised: segment.Linearised) -> tuple[Block, Block]:
     """`p_t = d_T d_{T-1} ... d_{t+1}`, for every step, U x U x `[T, B, N]`, and p_0."""
     like = linearised.h_tm1[0][0]
     none, one = jnp.zeros_like(like), jnp.ones_like(like)
@@ -160,9 +162,7 @@ def _over_fan_in(unit: Array, like: Array) -> Array:
     return unit[:, None] if like.ndim > unit.ndim else unit
 
 
-def _contract(
-    influence: tuple[Params, ...], lambda_0: Vector, reset: Array | None
-) -> Params:
+def _contract(influence: tuple[Params, ...], lambda_0: Vector, reset: Array | None) -> Params:
     """`lambda_0 . J_0`, summed over streams: the second term of (12)."""
 
     def leaf(*rows: Array) -> Array:
@@ -172,4 +172,4 @@ def _contract(
     return jax.tree.map(leaf, *influence)
 
 
-TRACES = segment.Memory(_init, _advance, _contract)
+TRACES = segment.Memory(_init, _advance, _contract, diagonal_adjoint)

@@ -105,9 +105,15 @@ def joined_layer(params: Params, names: tuple[str, ...]) -> tuple[Array, Array |
     return jnp.concatenate(kernels, axis=-1), bias
 
 
+def _diagonal(kernel: Array) -> Array:
+    # a gather: XLA's CPU backend would fuse a slice into every loop over the weights
+    units = jnp.arange(kernel.shape[0])
+    return kernel[units, units]
+
+
 def diagonal_block(cell: UnitwiseCell, params: Params, derivatives: Derivatives) -> Block:
     """Returns `d_t[i] = D_t[i, i]`, the U x U block of a unit's own dynamics, of (8)."""
-    diagonals = tuple(jnp.diagonal(params[name]["kernel"]) for name in cell.recurrent)
+    diagonals = tuple(_diagonal(params[name]["kernel"]) for name in cell.recurrent)
     recurrent = tuple(
         total(None if s is None else s * w for s, w in zip(row, diagonals, strict=True))
         for row in derivatives.sigma
