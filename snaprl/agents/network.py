@@ -1,0 +1,107 @@
+"""The network of a recurrent actor-critic: encoder, core, heads."""
+
+import dataclasses
+
+import flax.linen as nn
+import gymnasium
+import jax
+import jax.numpy as jnp
+from gymnasium import spaces
+
+from snaprl.agents.encoder import Encoder
+from snaprl.agents.types import Array, PyTree
+from snaprl.cores import CoreState, GradientMethod, OnlineRNN, SnAp
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """What the network is made of.
+
+    Attributes:
+      cell: a flax cell class, such as `flax.linen.GRUCell`.
+      features: its units.
+      method: how its gradient travels through time.
+      encoder: widths of the hidden layers between observation and core.
+      last_action: whether the core reads the last action.
+      last_reward: whether the core reads the last reward.
+      dtype: type of parameters and activations.
+    """
+
+    cell: type[nn.RNNCellBase] = nn.GRUCell
+    features: int = 64
+    method: GradientMethod = SnAp(order=1)
+    encoder: tuple[int, ...] = ()
+    last_action: bool = True
+    last_reward: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    def observed(
+        self, observation_space: gymnasium.Space, action_space: gymnasium.Space
+    ) -> spaces.Dict:
+        """The space of what the network reads, from the environment's and the actions'."""
+        parts = {"observation": observation_space}
+        if self.last_action:
+            parts["last_action"] = action_space
+        if self.last_reward:
+            parts["last_reward"] = spaces.Box(-jnp.inf, jnp.inf, ())
+        return spaces.Dict(parts)
+
+
+class RecurrentActorCritic(nn.Module):
+    """Encoder, recurrent core, a policy head and a value head.
+
+    Attributes:
+      config: what it is made of.
+      observed: the space of what it reads, `NetworkConfig.observed`.
+      outputs: how many numbers the policy takes per step.
+    """
+
+    config: NetworkConfig
+    observed: gymnasium.Space
+    outputs: int
+
+    def setup(self):
+        """Makes the parts."""
+        c = self.config
+        self.encoder = Encoder(self.observed, c.encoder, c.dtype)
+        self.core = OnlineRNN(c.cell(c.features, param_dtype=c.dtype), c.method)
+        # a small first policy is close to uniform, whatever the core puts out
+        small = nn.initializers.variance_scaling(1e-4, "fan_in", "truncated_normal")
+        self.policy_head = nn.Dense(self.outputs, kernel_init=small, param_dtype=c.dtype)
+        self.value_head = nn.Dense(1, param_dtype=c.dtype)
+
+    def __call__(
+        self, carry: CoreState, observation: PyTree, first: Array
+    ) -> tuple[CoreState, Array, Array]:
+        """Runs a segment and reads one observation more.
+
+        Args:
+          carry: where the streams stand.
+          observation: `[T+1, B, ...]`.
+          first: bool `[T+1, B]`.
+
+        Returns:
+          The state after step T, the policy's numbers `[T, B, outputs]`, the values `[T+1, B]`, of
+          which the last only bootstraps.
+        """
+        xs = self.encoder(observation)
+        carry, ys = self.core(carry, xs[:-1], first[:-1])
+        _, last = self.core.step(carry, jax.lax.stop_gradient(xs[-1]), first[-1])
+        features = jnp.concatenate([ys, jax.lax.stop_gradient(last)[None]])
+        values = self.value_head(features)[..., 0].astype(jnp.float32)
+        return carry, self.policy_head(ys).astype(jnp.float32), values
+
+    def step(
+        self, carry: CoreState, observation: PyTree, first: Array
+    ) -> tuple[CoreState, Array, Array]:
+        """Acts: one step of B streams, the influence untouched; numbers `[B, outputs]`, values."""
+        carry, y = self.core.step(carry, self.encoder(observation), first)
+        value = self.value_head(y)[..., 0].astype(jnp.float32)
+        return carry, self.policy_head(y).astype(jnp.float32), value
+
+    @nn.nowrap
+    def initial_state(self, key: Array, streams: int, width: int) -> CoreState:
+        """The state of streams that have seen nothing; the core reads `width` numbers."""
+        c = self.config
+        core = OnlineRNN(c.cell(c.features, param_dtype=c.dtype), c.method)
+        return core.initialize_carry(key, (streams, width))

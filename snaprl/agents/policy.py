@@ -1,0 +1,120 @@
+"""From numbers that the network puts out to actions of a space, by distrax's distributions."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import distrax
+import gymnasium
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+
+from snaprl.agents.types import Array
+
+
+class Policy(NamedTuple):
+    """A family of distributions over one action space; `logits` are `[..., size]`."""
+
+    size: int  # numbers that the network puts out per step
+    sample: Callable[[Array, Array], Array]  # (logits, key) -> action; `key` is consumed
+    mode: Callable[[Array], Array]  # logits -> the likeliest action
+    log_prob: Callable[[Array, Array], Array]  # (logits, action) -> [...]
+    entropy: Callable[[Array], Array]  # logits -> [...]
+    to_env: Callable[[Array], Array]  # action -> what the environment is given
+    none: Array  # the action that stands for none, before an episode's first step
+    observed: gymnasium.Space  # the space in which an encoder reads past actions
+
+
+def policy_for(space: gymnasium.Space) -> Policy:
+    """Returns the policy family for an action space: Discrete, MultiDiscrete or Box.
+
+    A Box gets a diagonal Gaussian in which -1 and 1 stand for the bounds; what falls outside is clipped on
+    its way to the environment, not in the gradient.
+
+    Raises:
+      ValueError: the space is none of them.
+    """
+    match space:
+        case spaces.Discrete():
+            return _discrete(int(space.n), int(space.start))
+        case spaces.MultiDiscrete() if space.nvec.ndim == 1:
+            return _multi_discrete(space)
+        case spaces.Box() if np.issubdtype(space.dtype, np.floating):
+            return _gaussian(space)
+    raise ValueError(
+        f"the action space {space} is not supported; Discrete, MultiDiscrete (one axis) and Box of "
+        "floats are"
+    )
+
+
+def _discrete(count: int, start: int) -> Policy:
+    return Policy(
+        size=count,
+        sample=lambda logits, key: distrax.Categorical(logits).sample(seed=key),
+        mode=lambda logits: jnp.argmax(logits, axis=-1).astype(jnp.int32),
+        log_prob=lambda logits, action: distrax.Categorical(logits).log_prob(action),
+        entropy=lambda logits: distrax.Categorical(logits).entropy(),
+        to_env=lambda action: action + start if start else action,
+        none=jnp.int32(-1),
+        observed=spaces.Discrete(count),
+    )
+
+
+def _multi_discrete(space: spaces.MultiDiscrete) -> Policy:
+    sizes, start = [int(n) for n in space.nvec], np.asarray(space.start)
+    edges = np.cumsum(sizes)[:-1].tolist()
+
+    def parts(logits: Array) -> list[distrax.Categorical]:
+        return [distrax.Categorical(x) for x in jnp.split(logits, edges, axis=-1)]
+
+    def sample(logits: Array, key: Array) -> Array:
+        # Gumbel noise over all entries at once: one draw per entry, one key
+        noisy = logits + distrax.Gumbel(0.0, 1.0).sample(seed=key, sample_shape=logits.shape)
+        return mode(noisy)
+
+    def mode(logits: Array) -> Array:
+        best = [jnp.argmax(x, axis=-1) for x in jnp.split(logits, edges, axis=-1)]
+        return jnp.stack(best, axis=-1).astype(jnp.int32)
+
+    def log_prob(logits: Array, action: Array) -> Array:
+        terms = [part.log_prob(action[..., k]) for k, part in enumerate(parts(logits))]
+        return jnp.stack(terms).sum(0)
+
+    return Policy(
+        size=sum(sizes),
+        sample=sample,
+        mode=mode,
+        log_prob=log_prob,
+        entropy=lambda logits: jnp.stack([part.entropy() for part in parts(logits)]).sum(0),
+        to_env=lambda action: action + start,
+        none=jnp.full(len(sizes), -1, jnp.int32),
+        observed=spaces.MultiDiscrete(sizes),
+    )
+
+
+def _gaussian(space: spaces.Box) -> Policy:
+    shape, size = space.shape, int(np.prod(space.shape))
+    bounded = np.isfinite(space.low) & np.isfinite(space.high)
+    low, high = (np.where(bounded, x, y) for x, y in ((space.low, -1.0), (space.high, 1.0)))
+    centre, half = ((high + low) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
+
+    def distribution(logits: Array) -> distrax.MultivariateNormalDiag:
+        mean, log_scale = jnp.split(logits, 2, axis=-1)
+        return distrax.MultivariateNormalDiag(mean, jnp.exp(jnp.clip(log_scale, -5.0, 2.0)))
+
+    def flat(action: Array) -> Array:
+        return action.reshape(*action.shape[: action.ndim - len(shape)], size)
+
+    def shaped(flat_action: Array) -> Array:
+        return flat_action.reshape(*flat_action.shape[:-1], *shape)
+
+    return Policy(
+        size=2 * size,
+        sample=lambda logits, key: shaped(distribution(logits).sample(seed=key)),
+        mode=lambda logits: shaped(distribution(logits).mode()),
+        log_prob=lambda logits, action: distribution(logits).log_prob(flat(action)),
+        entropy=lambda logits: distribution(logits).entropy(),
+        to_env=lambda action: (centre + half * action).clip(space.low, space.high),
+        none=jnp.zeros(shape, jnp.float32),
+        observed=spaces.Box(-np.inf, np.inf, shape, np.float32),
+    )

@@ -1,0 +1,92 @@
+"""From a TOML file and the command line to a `Config`, and back."""
+
+import dataclasses
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from snaprl.training import typed
+from snaprl.training.errors import UserError, suggest
+from snaprl.training.schema import Config
+
+
+def load(
+    name_or_path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    prog: str = "snaprl train",
+    known_flags: Sequence[str] = (),
+) -> Config:
+    """Loads a config: defaults, then the file, then the command line.
+
+    With `--help` among the overrides it prints every flag with the file's values and ends the
+    program; so does a flag whose value cannot be read (exit code 2, the flag named on stderr).
+
+    Args:
+        name_or_path: Path to a TOML file, or the name of one in `configs/`.
+        overrides: Flags such as `--training.unroll 1`, `--steps 20000`, `--agent.encoder 64 64`
+            or `--env.kwargs.length 40`.
+        prog: The command that is named in the help.
+        known_flags: Flags that the caller took before, to be named when one is misspelt.
+
+    Returns:
+        The config, complete and checked.
+
+    Raises:
+        UserError: The file is not there or not TOML, or a key, flag or value is not known.
+    """
+    path = find(name_or_path)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    config = typed.read(Config, tables, where=f" in {path}")
+    if overrides:
+        from snaprl.training import flags
+
+        config = flags.override(config, overrides, prog=prog, known_flags=known_flags)
+        check(config)
+    return config
+
+
+def dumps(config: Config) -> str:
+    """The config as TOML, every key written out; loading it gives an equal config."""
+    import tomli_w
+
+    return tomli_w.dumps(dataclasses.asdict(config))
+
+
+def check(config: Config) -> None:
+    """Refuses a config with a wrong value, for configs that were made in Python or by flags.
+
+    Raises:
+        UserError: The sentence names the key, what it may be, and what it is.
+    """
+    typed.read(Config, dataclasses.asdict(config))
+
+
+def find(name_or_path: str | Path) -> Path:
+    """The TOML file that is meant by a path, or by the name of a file in `configs/`.
+
+    Raises:
+        UserError: There is none; the sentence names those that come with snaprl.
+    """
+    path = Path(name_or_path)
+    known = shipped()
+    if isinstance(name_or_path, str) and name_or_path in known:
+        return known[name_or_path]
+    if path.is_file():
+        return path
+    kind = "file" if path.suffix or len(path.parts) > 1 else "config"
+    raise UserError(f"there is no {kind} '{path}': {suggest(path.stem, known)}")
+
+
+def shipped() -> dict[str, Path]:
+    """The configs that come with snaprl, by name."""
+    package = Path(__file__).parents[1]
+    folders = [package / "configs"]
+    if (package.parent / "pyproject.toml").is_file():  # a checkout; a wheel holds them inside
+        folders.append(package.parent / "configs")
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.toml"))}

@@ -1,0 +1,42 @@
+"""What goes wrong in a way that the user can mend, and how it is said."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something that the user can mend.
+
+    Its message is one sentence that names the thing and the way out. The command prints it to
+    stderr after `snaprl: ` and exits with code 2, without a traceback.
+    """
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that was probably meant; None where none is near.
+
+    Dotted names are compared whole and by their last part, so that `steps` finds
+    `training.steps`.
+    """
+    by_last_part = {name.rpartition(".")[2]: name for name in sorted(known, reverse=True)}
+    last = word.rpartition(".")[2]
+    if last in by_last_part:
+        return by_last_part[last]
+    if near := difflib.get_close_matches(word, by_last_part.values(), n=1):
+        return near[0]
+    near = difflib.get_close_matches(last, by_last_part, n=1)
+    return by_last_part[near[0]] if near else None
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Ends a sentence about an unknown word with the nearest known one and all the others.
+
+    Returns:
+        `did you mean 'x', or one of a, b?` or `known: a, b, x`, to be put after a colon.
+    """
+    known = sorted(known)
+    near = nearest(word, known)
+    if near is None:
+        return f"known: {', '.join(known) or 'none'}"
+    others = ", ".join(name for name in known if name != near)
+    return f"did you mean '{near}'{', or one of ' + others if others else ''}?"

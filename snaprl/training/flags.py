@@ -1,0 +1,112 @@
+"""A config's values as flags of the command line."""
+
+import dataclasses
+import tomllib
+from collections.abc import Sequence
+from typing import get_args
+
+import tyro
+
+from snaprl.training import typed
+from snaprl.training.errors import UserError, nearest
+from snaprl.training.schema import Config, Scalar
+
+KWARGS = "--env.kwargs."
+ALIASES = ("--steps", "--method")  # as the schema gives them
+
+
+def override(
+    config: Config, arguments: Sequence[str], *, prog: str, known_flags: Sequence[str] = ()
+) -> Config:
+    """Replaces values of `config` by what the command line says.
+
+    Each key is a flag: `--training.unroll 1`. Arguments of the environment that the config
+    names are flags of their type; others are taken in and read as TOML reads a value.
+
+    Args:
+        config: The values that stay where no flag names them.
+        arguments: The command line.
+        prog: The command that is named in the help.
+        known_flags: Flags of the caller, to be named when one is misspelt.
+
+    Raises:
+        UserError: A flag is not known, or a value stands where a flag should.
+    """
+    config, rest = _take_new_kwargs(config, list(arguments))
+    config, unknown = tyro.cli(
+        Config,
+        prog=prog,
+        args=rest,
+        default=config,
+        return_unknown_args=True,
+        config=(tyro.conf.FlagConversionOff,),  # `--key value` throughout, as in the file
+        registry=_registry(),
+    )
+    if unknown:
+        flags = [*typed.keys(Config), *(KWARGS + key for key in config.env.kwargs)]
+        _refuse(unknown[0], [*map(_flag, flags), *ALIASES, *known_flags])
+    return config
+
+
+def _refuse(argument: str, flags: Sequence[str]) -> None:
+    if not argument.startswith("-"):
+        raise UserError(f"'{argument}' is no flag: values are set by --KEY VALUE")
+    name = argument.partition("=")[0]
+    near = nearest(_flag(name), flags)
+    raise UserError(
+        f"unknown flag {name}: {f'did you mean {near}?' if near else '--help lists all'}"
+    )
+
+
+def _flag(key: str) -> str:
+    return "--" + key.lstrip("-").replace("_", "-")
+
+
+def _take_new_kwargs(config: Config, arguments: list[str]) -> tuple[Config, list[str]]:
+    """Moves arguments of the environment that the config lacks from the flags to the config."""
+    kwargs = dict(config.env.kwargs)
+    known = {_flag(key) for key in kwargs}
+    rest: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        name, equals, text = argument.partition("=")
+        key = name.removeprefix(KWARGS)
+        if key in (name, "") or _flag(key) in known:
+            rest.append(argument)
+            continue
+        if not equals:
+            text = next(waiting, "--")
+        if not equals and text.startswith("--"):
+            raise UserError(f"{name} has no value: give it one by {name} VALUE")
+        kwargs[key.replace("-", "_")] = _scalar(text)
+    env = dataclasses.replace(config.env, kwargs=kwargs)
+    return dataclasses.replace(config, env=env), rest
+
+
+def _scalar(text: str) -> Scalar:
+    """Reads a value as TOML does; what TOML does not know is a string without its quotes."""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return value if isinstance(value, get_args(Scalar)) else text
+
+
+def _registry() -> tyro.constructors.ConstructorRegistry:
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def read_bool(info: tyro.constructors.PrimitiveTypeInfo):
+        """A boolean is written as in TOML."""
+        if info.type is not bool:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="{true,false}",
+            instance_from_str=lambda words: {"true": True, "false": False}[words[0].lower()],
+            is_instance=lambda value: isinstance(value, bool),
+            str_from_instance=lambda value: [str(value).lower()],
+            choices=("true", "false", "True", "False"),
+        )
+
+    return registry

@@ -1,0 +1,123 @@
+"""What a run is made of: every key of a config file, its default and the values it may have."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+
+from snaprl.training import parts
+from snaprl.training.typed import Named, Within
+
+Scalar = bool | int | float | str
+
+
+Count = Annotated[int, Within(1)]
+Cost = Annotated[float, Within(0)]
+Fraction = Annotated[float, Within(0, 1)]
+Positive = Annotated[float, Within(0, low_included=False)]
+
+
+# The comments beside the fields are the words of `snaprl train NAME --help`.
+@dataclass(frozen=True)
+class EnvConfig:
+    """The environment."""
+
+    # its name in gymnasium's registry
+    id: str = "snaprl/TMaze-v0"
+    # arguments of the environment: --env.kwargs.KEY VALUE sets one, whether listed here or not
+    kwargs: Annotated[dict[str, Scalar], tyro.conf.arg(metavar="[KEY VALUE ...]")] = field(
+        default_factory=dict
+    )
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """The network, and how its core learns through time."""
+
+    # recurrent cell: simple, gru, mgu, lstm or optimized_lstm
+    cell: Annotated[str, Named(parts.check_cell)] = "gru"
+    # units of the cell
+    features: Count = 64
+    # gradient through time: snap1 (snapN), rtrl, bptt, bptt+snap1, bptt+rtrl or frozen
+    method: Annotated[str, Named(parts.check_method), tyro.conf.arg(aliases=["--method"])] = "snap1"
+    # widths of the hidden layers between the observation and the core
+    encoder: tuple[Count, ...] = ()
+    # the core sees the last action
+    last_action: bool = True
+    # the core sees the last reward
+    last_reward: bool = True
+    # type of the network's numbers
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The actor-critic loss."""
+
+    # how much of a reward is left one step earlier
+    discount: Fraction = 0.99
+    # lambda of the lambda-returns: 0 looks one step ahead, 1 to the segment's end
+    trace_decay: Fraction = 0.9
+    # weight of the entropy bonus
+    entropy_cost: Cost = 0.02
+    # weight of the value loss
+    value_cost: Cost = 0.5
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How gradients become updates."""
+
+    # learning rate after the warmup
+    learning_rate: Positive = 1e-3
+    # norm to which longer gradients are clipped
+    max_grad_norm: Positive = 1.0
+    # the learning rate's way from the warmup to the end of training
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    # share of the training in which the learning rate rises from 0
+    warmup_fraction: Fraction = 0.0
+    # share of the learning rate that a schedule leaves at the end
+    final_learning_rate_fraction: Fraction = 0.0
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How much is trained, in which pieces, and what is told on the way."""
+
+    # environment steps, over all streams together
+    steps: Annotated[Count, tyro.conf.arg(aliases=["--steps"])] = 1_000_000
+    # environments that run side by side
+    streams: Count = 32
+    # steps of each stream between two updates
+    unroll: Count = 4
+    # where environments run: with the learner on the device, or as gymnasium's on the host
+    loop: Literal["auto", "device", "host"] = "auto"
+    # environment steps between two reports
+    report_every: Count = 100_000
+    # environment steps between two checkpoints
+    checkpoint_every: Count = 500_000
+    # how many of the latest checkpoints are kept
+    keep_checkpoints: Count = 3
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How a trained policy is measured."""
+
+    # episodes to average over
+    episodes: Count = 1000
+    # take the likeliest action instead of drawing one
+    greedy: bool = True
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run: all that decides what is computed."""
+
+    seed: Annotated[int, Within(0, 2**32 - 1)] = 0  # number from which all randomness comes
+    env: EnvConfig = EnvConfig()
+    agent: AgentConfig = AgentConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
