@@ -28,8 +28,8 @@ class Policy(NamedTuple):
 def policy_for(space: gymnasium.Space) -> Policy:
     """Returns the policy family for an action space: Discrete, MultiDiscrete or Box.
 
-    A Box gets a diagonal Gaussian in which -1 and 1 stand for the bounds; what falls outside is clipped on
-    its way to the environment, not in the gradient.
+    A Box gets a diagonal Gaussian in which -1 and 1 stand for the bounds; what falls outside is
+    clipped on its way to the environment, not in the gradient.
 
     Raises:
       ValueError: the space is none of them.

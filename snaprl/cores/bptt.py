@@ -16,7 +16,15 @@ import flax.linen as nn
 
 from snaprl.cores import segment
 from snaprl.cores.types import Array, CoreState, Params, PyTree
-from snaprl.cores.unitwise import UnitwiseCell, Vector, join, joined_layer, total, vector_block
+from snaprl.cores.unitwise import (
+    Entries,
+    UnitwiseCell,
+    Vector,
+    join,
+    joined_layer,
+    total,
+    vector_block,
+)
 
 
 class Tail(Protocol):
@@ -78,7 +86,7 @@ def full_adjoint(
     """`lambda_t = dL_t/dh_t + D_{t+1}^T lambda_{t+1}`, with the whole of (8)."""
     kernel = joined_layer(params, cell.recurrent)[0].astype(ct_ys.dtype).T  # [G N, N]
 
-    def transpose(lambda_: Vector, steps: tuple) -> Vector:
+    def transpose(lambda_: Vector, steps: tuple) -> Entries:
         sigma, delta = steps
         through_units = vector_block(lambda_, delta)
         through_weights = join(vector_block(lambda_, sigma), lambda_[0]) @ kernel

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -52,10 +51,9 @@ class OnlineRNN(nn.Module):
 
     def setup(self):
         """Declares the collection `sparsity`."""
-        if self.mask is not None and (
-            self.is_initializing() or self.has_variable("sparsity", "cell")
-        ):
-            self.variable("sparsity", "cell", self.mask.tree)
+        mask = self._mask()
+        if mask is not None and (self.is_initializing() or self.has_variable("sparsity", "cell")):
+            self.variable("sparsity", "cell", mask.tree)
 
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> CoreState:
@@ -74,10 +72,11 @@ class OnlineRNN(nn.Module):
         hidden_key, method_key = jax.random.split(rng)
         hidden = cell.initialize_carry(hidden_key, tuple(input_shape))
         params = jax.eval_shape(cell.init, hidden_key, hidden, jnp.zeros(input_shape))["params"]
-        if self.mask is not None:
-            self.mask.check(params)
-        mask = self.mask.tree() if self.mask is not None else {}
-        influence = self.method.init(cell, dict(params), mask, input_shape[0], method_key)
+        mask = self._mask()
+        if mask is not None:
+            mask.check(params)
+        tree = {} if mask is None else mask.tree()
+        influence = self.method.init(cell, _plain(params), tree, input_shape[0], method_key)
         return CoreState(hidden, influence)
 
     def __call__(
@@ -129,6 +128,11 @@ class OnlineRNN(nn.Module):
         return carry._replace(hidden=hidden), y
 
     @nn.nowrap
+    def _mask(self) -> Mask | None:
+        assert not isinstance(self.mask, Mapping)  # __post_init__ saw to it
+        return self.mask
+
+    @nn.nowrap
     def _unbound_cell(self) -> nn.RNNCellBase:
         return self.cell.clone(parent=None, name=None)
 
@@ -137,13 +141,14 @@ class OnlineRNN(nn.Module):
         self._check_hidden(carry, x)
         if self.is_initializing():
             self.cell(carry.hidden, x)
-        params = dict(flax.core.unfreeze(self.cell.variables["params"]))
-        if self.mask is None:
+        params = _plain(self.cell.variables["params"])
+        mask = self._mask()
+        if mask is None:
             return params, {}
-        self.mask.check(params)
-        mask = self.get_variable("sparsity", "cell", default=None)
-        mask = self.mask.tree() if mask is None else mask
-        return apply_mask(params, mask), mask
+        mask.check(params)
+        tree = self.get_variable("sparsity", "cell", default=None)
+        tree = mask.tree() if tree is None else _plain(tree)
+        return apply_mask(params, tree), tree
 
     @nn.nowrap
     def _check_hidden(self, carry: CoreState, x: Array) -> None:
@@ -162,6 +167,11 @@ class OnlineRNN(nn.Module):
             lambda: method.init(cell, params, mask, streams, jax.random.key(0))
         )
         _compare("carry.influence", carry.influence, expected, streams)
+
+
+def _plain(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts, whatever kind of mapping flax or the user keeps."""
+    return {k: _plain(v) if isinstance(v, Mapping) else v for k, v in tree.items()}
 
 
 def _check_resets(name: str, resets: Array | None, shape: tuple[int, ...]) -> None:

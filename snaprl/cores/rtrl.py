@@ -15,7 +15,15 @@ from snaprl.cores.bptt import full_adjoint
 from snaprl.cores.cells import unitwise
 from snaprl.cores.masks import apply_mask
 from snaprl.cores.types import Array, CoreState, Params, PyTree
-from snaprl.cores.unitwise import Derivatives, UnitwiseCell, Vector, total
+from snaprl.cores.unitwise import (
+    Derivatives,
+    Entries,
+    Entry,
+    UnitwiseCell,
+    Vector,
+    plain_total,
+    total,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +87,15 @@ def _advance(
             }
 
             def row(
-                now: Array, *rows: Array, u: int = u, weights: Array = through_weights
+                now: Array, *rows: Array, u: int = u, weights: Entry = through_weights
             ) -> Array:
                 through_units = (
                     None if delta is None else _over_weights(delta, J) * J
                     for delta, J in zip(derivatives.delta[u], rows, strict=True)
                 )
-                mixed = jnp.einsum("blk,bk...->bl...", weights, rows[cell.read])
-                return now + total((mixed, *through_units))
+                read = rows[cell.read]
+                mixed = None if weights is None else jnp.einsum("blk,bk...->bl...", weights, read)
+                return total((now, mixed, *through_units))
 
             J_t.append(jax.tree.map(row, I_t, *J_tm1))
         return tuple(apply_mask(J, mask) for J in J_t), None
@@ -95,16 +104,16 @@ def _advance(
     return segment.scan(step, influence, steps)[0]
 
 
-def _dynamics(cell: UnitwiseCell, params: Params, derivatives: Derivatives, u: int) -> Array:
+def _dynamics(cell: UnitwiseCell, params: Params, derivatives: Derivatives, u: int) -> Entry:
     """What the weights add to D_t in the rows of state variable u (8): `[B, N, N]`."""
     return total(
-        None if sigma is None else sigma[:, :, None] * params[name]["kernel"].T
+        None if sigma is None else sigma[:, :, None] * params[name]["kernel"].T[None]
         for sigma, name in zip(derivatives.sigma[u], cell.recurrent, strict=True)
     )
 
 
 def _immediate(
-    params: Params, names: tuple[str, ...], source: Array, gates: Vector
+    params: Params, names: tuple[str, ...], source: Array, gates: Entries
 ) -> dict[str, dict[str, Array]]:
     """I_t for the layers `names` (9): a weight into unit i moves unit i alone."""
     eye = jnp.eye(params[names[0]]["kernel"].shape[-1], dtype=source.dtype)
@@ -112,7 +121,7 @@ def _immediate(
     for name, gate in zip(names, gates, strict=True):
         if gate is None:
             gate = jnp.zeros((source.shape[0], eye.shape[0]), source.dtype)
-        bias = gate[:, :, None] * eye  # [B, row, unit]
+        bias = gate[:, :, None] * eye[None]  # [B, row, unit]
         layers[name] = {"kernel": bias[:, :, None, :] * source[:, None, :, None]}
         if "bias" in params[name]:
             layers[name]["bias"] = bias
@@ -129,7 +138,8 @@ def _contract(influence: tuple[Params, ...], lambda_0: Vector, reset: Array | No
 
     def leaf(*rows: Array) -> Array:
         rows = segment.where_reset(reset, 0.0, rows)
-        return total(jnp.einsum("bl,bl...->...", x, J) for x, J in zip(lambda_0, rows, strict=True))
+        terms = zip(lambda_0, rows, strict=True)
+        return plain_total(jnp.einsum("bl,bl...->...", x, J) for x, J in terms)
 
     return jax.tree.map(leaf, *influence)
 

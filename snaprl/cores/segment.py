@@ -16,24 +16,26 @@ and no influence is formed per step.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.typing import Dtype
 
 from snaprl.cores.cells import unitwise
 from snaprl.cores.types import Array, CoreState, Params, PyTree
 from snaprl.cores.unitwise import (
     Derivatives,
+    Entries,
     UnitwiseCell,
     Vector,
-    dense,
     join,
     joined_layer,
+    over_units,
     split,
     vector_block,
+    written_out,
 )
 
 
@@ -120,27 +122,30 @@ def forward(
     return end, ys, Linearised(xs, h_tm1, derivatives, resets)
 
 
-def _joined(params: Params, names: tuple[str, ...], dtype: jnp.dtype) -> Callable:
+def _joined(params: Params, names: tuple[str, ...], dtype: Dtype) -> Callable:
     """The dense layers `names` as one matrix product: `[..., K]` to G x `[..., N]`."""
     kernel, bias = joined_layer(params, names)
     kernel = kernel.astype(dtype)
     bias = None if bias is None else bias.astype(dtype)
 
-    def apply(x: Array) -> tuple[Array, ...]:
+    def apply(x: Array) -> Vector:
         y = x.astype(dtype) @ kernel
-        return split(y if bias is None else y + bias, len(names))
+        return split(y if bias is None else y + over_units(bias, y), len(names))
 
     return apply
 
 
-def _separate(params: Params, names: tuple[str, ...], dtype: jnp.dtype) -> Callable:
+def _separate(params: Params, names: tuple[str, ...], dtype: Dtype) -> Callable:
     """The same as one product per gate: for a single step, joining would copy the weights."""
     layers = [jax.tree.map(lambda p: p.astype(dtype), params[name]) for name in names]
 
-    def apply(x: Array) -> tuple[Array, ...]:
+    def apply(x: Array) -> Vector:
         x = x.astype(dtype)
         ys = (x @ layer["kernel"] for layer in layers)
-        return tuple(y + p["bias"] if "bias" in p else y for y, p in zip(ys, layers, strict=True))
+        return tuple(
+            y + over_units(layer["bias"], y) if "bias" in layer else y
+            for y, layer in zip(ys, layers, strict=True)
+        )
 
     return apply
 
@@ -154,7 +159,7 @@ def scan(step: Callable, carry: PyTree, inputs: PyTree, reverse: bool = False) -
 
 
 def backward(
-    transpose: Callable[[Vector, PyTree], Vector],
+    transpose: Callable[[Vector, PyTree], Entries],
     steps: PyTree,
     cell: UnitwiseCell,
     linearised: Linearised,
@@ -166,7 +171,7 @@ def backward(
     def step(lambda_: Vector, inputs: tuple) -> tuple[Vector, Vector]:
         step_t, reset_t, ct_t = inputs
         lambda_ = tuple(x + ct_t if u == cell.read else x for u, x in enumerate(lambda_))
-        lambda_tm1 = tuple(dense(x, ct_t) for x in transpose(lambda_, step_t))
+        lambda_tm1 = written_out(transpose(lambda_, step_t), ct_t)
         return where_reset(reset_t, 0.0, lambda_tm1), lambda_
 
     lambda_0, lambdas = scan(step, end, (steps, linearised.resets, ct_ys), reverse=True)
@@ -177,8 +182,9 @@ def outer_products(
     cell: UnitwiseCell, params: Params, linearised: Linearised, lambdas: Vector
 ) -> Params:
     """The sum over the segment's steps in (12), for every weight."""
-    into_a = vector_block(lambdas, linearised.derivatives.alpha)  # G x [T, B, N]
-    into_s = vector_block(lambdas, linearised.derivatives.sigma)
+    alpha, sigma, _ = linearised.derivatives
+    into_a = written_out(vector_block(lambdas, alpha), lambdas[0])  # G x [T, B, N]
+    into_s = written_out(vector_block(lambdas, sigma), lambdas[0])
     read = linearised.h_tm1[cell.read]
     inputs = _layer_gradient(params, cell.inputs, linearised.xs, into_a)
     return inputs | _layer_gradient(params, cell.recurrent, read, into_s)
@@ -205,8 +211,7 @@ def _layer_gradient(
     return layers
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _run(
+def _run_plain(
     cell: UnitwiseCell,
     adjoint: Adjoint,
     memory: Memory,
@@ -248,6 +253,7 @@ def _run_backward(cell, adjoint, memory, residuals, cotangents):
     return grads, None, None, None, None, ct_xs, None
 
 
+_run = jax.custom_vjp(_run_plain, nondiff_argnums=(0, 1, 2))
 _run.defvjp(_run_forward, _run_backward)
 
 
@@ -258,7 +264,7 @@ def pack(hidden: PyTree) -> Vector:
 
 def unpack(hidden: Vector) -> PyTree:
     """Undoes `pack`."""
-    return hidden if len(hidden) > 1 else hidden[0]
+    return hidden[0] if len(hidden) == 1 else hidden
 
 
 def initial_state(cell: nn.RNNCellBase, xs_t: Array) -> Vector:

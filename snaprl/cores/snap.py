@@ -7,6 +7,7 @@ influence per step: what the segment adds at its end is one decayed outer produc
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,11 +22,10 @@ from snaprl.cores.unitwise import (
     UnitwiseCell,
     Vector,
     block_block,
-    dense,
     diagonal_block,
-    times,
-    total,
+    plain_total,
     vector_block,
+    written_out,
 )
 
 
@@ -102,9 +102,10 @@ def _advance(
     p, p_0 = _decays(cell, d, linearised)
     gone, gone_0 = _gone(resets)
 
-    def layers(u: int, names: tuple[str, ...], source: Array, derivative: Block) -> Params:
+    def layers(u: int, names: tuple[str, ...], source: Array, derivative: Block) -> dict[str, Any]:
         source = segment.where_reset(gone, 0.0, source)
-        arriving = vector_block(p[u], derivative)  # p_t sigma_t[g], G x [T, B, N]
+        # p_t sigma_t[g], G x [T, B, N]
+        arriving = written_out(vector_block(p[u], derivative), p[u][0])
         arriving = segment.where_reset(gone, 0.0, arriving)
         return {
             name: {leaf: row(u, name, leaf, source, target) for leaf in params[name]}
@@ -113,7 +114,7 @@ def _advance(
 
     def row(u: int, name: str, leaf: str, source: Array, target: Array) -> Array:
         old = (tree[name][leaf] for tree in influence)
-        kept = total(times(_over_fan_in(x, e), e) for x, e in zip(p_0[u], old, strict=True))
+        kept = plain_total(_over_fan_in(x, e) * e for x, e in zip(p_0[u], old, strict=True))
         if leaf == "bias":
             new = target.sum(0)
         elif len(target) == 1:  # the step form (10): a product over nothing is a loop that fuses
@@ -133,16 +134,18 @@ def _advance(
     )
 
 
-def _decays(cell: UnitwiseCell, d: Block, linearised: segment.Linearised) -> tuple[Block, Block]:
+def _decays(
+    cell: UnitwiseCell, d: Block, linearised: segment.Linearised
+) -> tuple[tuple[Vector, ...], tuple[Vector, ...]]:
     """`p_t = d_T d_{T-1} ... d_{t+1}`, for every step, U x U x `[T, B, N]`, and p_0."""
     like = linearised.h_tm1[0][0]
     none, one = jnp.zeros_like(like), jnp.ones_like(like)
     units = range(cell.states)
     end = tuple(tuple(one if u == v else none for v in units) for u in units)
 
-    def step(p_t: Block, inputs: tuple) -> tuple[Block, Block]:
+    def step(p_t: tuple[Vector, ...], inputs: tuple) -> tuple[PyTree, PyTree]:
         d_t, reset_t = inputs
-        p_tm1 = tuple(tuple(dense(x, like) for x in row) for row in block_block(p_t, d_t))
+        p_tm1 = tuple(written_out(row, like) for row in block_block(p_t, d_t))
         return segment.where_reset(reset_t, 0.0, p_tm1), p_t
 
     p_0, p = segment.scan(step, end, (d, linearised.resets), reverse=True)
@@ -167,7 +170,8 @@ def _contract(influence: tuple[Params, ...], lambda_0: Vector, reset: Array | No
 
     def leaf(*rows: Array) -> Array:
         rows = segment.where_reset(reset, 0.0, rows)
-        return sum((_over_fan_in(x, e) * e).sum(0) for x, e in zip(lambda_0, rows, strict=True))
+        terms = zip(lambda_0, rows, strict=True)
+        return plain_total((_over_fan_in(x, e) * e).sum(0) for x, e in terms)
 
     return jax.tree.map(leaf, *influence)
 

@@ -9,15 +9,19 @@ never a matrix product over an axis of length one or two.
 """
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from functools import reduce
+from operator import add
+from typing import NamedTuple, overload
 
 import jax.numpy as jnp
+from flax.typing import Dtype
 
 from snaprl.cores.types import Array, Params
 
+Vector = tuple[Array, ...]  # one per state variable (or gate): [..., N] each
 Entry = Array | None  # None is zero by structure
-Vector = tuple[Entry, ...]  # one entry per state variable (or gate): [..., N] each
-Block = tuple[Vector, ...]  # U x U (or U x G) of them
+Entries = tuple[Entry, ...]  # a vector with structural zeros
+Block = tuple[Entries, ...]  # U x U (or U x G) of them
 
 
 class Derivatives(NamedTuple):
@@ -39,14 +43,18 @@ class UnitwiseCell(NamedTuple):
     inputs: tuple[str, ...]  # for each gate, the dense layer that reads x
     recurrent: tuple[str, ...]  # for each gate, the dense layer that reads the hidden state
     states: int  # U
-    dtype: jnp.dtype | None  # of the linear maps; None: what inputs and parameters promote to
+    dtype: Dtype | None  # of the linear maps; None: what inputs and parameters promote to
     read: int  # which state variable W, and the rest of the network, reads
     phi: Callable[[Vector, Vector, Vector], tuple[Vector, tuple]]
     derivatives: Callable[[tuple, Vector], Derivatives]
 
 
+@overload
+def total(terms: tuple[Array, *Entries]) -> Array: ...
+@overload
+def total(terms: Iterable[Entry]) -> Entry: ...
 def total(terms: Iterable[Entry]) -> Entry:
-    """Sums entries, leaving structural zeros out."""
+    """Sums entries, leaving structural zeros out: where the first is an array, so is the sum."""
     result = None
     for term in terms:
         if term is not None:
@@ -59,12 +67,12 @@ def times(left: Entry, right: Entry) -> Entry:
     return None if left is None or right is None else left * right
 
 
-def block_vector(block: Block, vector: Vector) -> Vector:
-    """`block @ vector`."""
-    return tuple(total(times(b, v) for b, v in zip(row, vector, strict=True)) for row in block)
+def plain_total(terms: Iterable[Array]) -> Array:
+    """Sums arrays, of which there is at least one."""
+    return reduce(add, terms)
 
 
-def vector_block(vector: Vector, block: Block) -> Vector:
+def vector_block(vector: Entries, block: Block) -> Entries:
     """`vector @ block`, that is `block.T @ vector`."""
     columns = range(len(block[0]))
     return tuple(
@@ -82,14 +90,24 @@ def dense(entry: Entry, like: Array) -> Array:
     return jnp.zeros_like(like) if entry is None else entry
 
 
-def join(entries: Vector, like: Array) -> Array:
+def written_out(entries: Entries, like: Array) -> Vector:
+    """Writes every structural zero out."""
+    return tuple(dense(entry, like) for entry in entries)
+
+
+def join(entries: Entries, like: Array) -> Array:
     """Joins gates along the last axis: G x `[..., N]` to `[..., G N]`."""
-    return jnp.concatenate([dense(entry, like) for entry in entries], axis=-1)
+    return jnp.concatenate(written_out(entries, like), axis=-1)
 
 
-def split(joined: Array, parts: int) -> tuple[Array, ...]:
+def split(joined: Array, parts: int) -> Vector:
     """Undoes `join`."""
     return tuple(jnp.split(joined, parts, axis=-1)) if parts > 1 else (joined,)
+
+
+def over_units(vector: Array, like: Array) -> Array:
+    """`[N]` with the leading axes of `like [..., N]`, each of length one."""
+    return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
 
 
 def joined_layer(params: Params, names: tuple[str, ...]) -> tuple[Array, Array | None]:
@@ -115,7 +133,9 @@ def diagonal_block(cell: UnitwiseCell, params: Params, derivatives: Derivatives)
     """Returns `d_t[i] = D_t[i, i]`, the U x U block of a unit's own dynamics, of (8)."""
     diagonals = tuple(_diagonal(params[name]["kernel"]) for name in cell.recurrent)
     recurrent = tuple(
-        total(None if s is None else s * w for s, w in zip(row, diagonals, strict=True))
+        total(
+            None if s is None else s * over_units(w, s) for s, w in zip(row, diagonals, strict=True)
+        )
         for row in derivatives.sigma
     )
     return tuple(

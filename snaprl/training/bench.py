@@ -182,3 +182,12 @@ def _row(what: str, seconds: Mapping[str, np.ndarray], ratio: np.ndarray) -> dic
         "ratio": float(np.median(ratio)),
         "ratio spread": np.percentile(ratio, [10, 90]).round(2).tolist(),
     }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Prints rows as a table, the ratio last, and what they were measured on."""
+    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}")
+    for row in rows:
+        times = "  ".join(f"{name} {row[name]:.1f}" for name in row if name.endswith(" us"))
+        low, high = row["ratio spread"]
+        print(f"{row['what']:28s} {times}  ratio {row['ratio']:.2f} ({low:.2f} to {high:.2f})")

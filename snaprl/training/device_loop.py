@@ -1,4 +1,4 @@
-"""Environment, agent and learner in one jitted program, for environments that are pure functions."""
+"""Environment, agent and learner in one jitted program, where environments are pure functions."""
 
 from typing import Any, NamedTuple
 
@@ -29,7 +29,10 @@ class DeviceLoop:
 
     Attributes:
       steps_per_update: environment steps that one update consumes, `T B`.
+      exact: a restored run goes on exactly.
     """
+
+    exact = True
 
     def __init__(
         self,
@@ -65,6 +68,15 @@ class DeviceLoop:
         """Makes `updates` updates, at most `updates_per_chunk`; `state` is consumed."""
         state, chunk = self._chunk(state, jnp.int32(updates))
         return state, jax.device_get(chunk)._replace(updates=updates)
+
+    def restore(self, state: LoopState) -> LoopState:
+        """Goes on from a state that was saved, exactly."""
+        return jax.tree.map(jnp.asarray, state)
+
+    @property
+    def knows_success(self) -> bool:
+        """Whether the task says which episodes succeed."""
+        return self._env.knows_success
 
     def close(self) -> None:
         """Nothing is open."""

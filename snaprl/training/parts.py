@@ -8,7 +8,7 @@ from snaprl.training.errors import UserError, suggest
 if TYPE_CHECKING:  # names are checked before anything heavy is imported
     from flax import linen as nn
 
-    from snaprl.cores import GradientMethod
+    from snaprl.cores import RTRL, GradientMethod, SnAp
 
 CELLS = {  # name -> cell of flax.linen
     "simple": "SimpleCell",
@@ -84,15 +84,13 @@ def make_method(text: str) -> "GradientMethod":
     name = parse_method(text)
     from snaprl import cores
 
-    def make(name: MethodName) -> "GradientMethod":
-        match name.kind:
-            case "snap":
-                return cores.SnAp(order=name.order)
-            case "rtrl":
-                return cores.RTRL()
-            case "frozen":
-                return cores.Frozen()
-            case _:
-                return cores.BPTT(tail=make(name.tail) if name.tail else None)
+    def influence(name: MethodName) -> "SnAp | RTRL":
+        return cores.SnAp(order=name.order) if name.kind == "snap" else cores.RTRL()
 
-    return make(name)
+    match name.kind:
+        case "frozen":
+            return cores.Frozen()
+        case "bptt":
+            return cores.BPTT(tail=influence(name.tail) if name.tail else None)
+        case _:
+            return influence(name)

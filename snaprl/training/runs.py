@@ -1,16 +1,29 @@
-"""Finished or running runs, read back from their folders and told apart."""
+"""Runs, going on or done, read back from their folders and told apart."""
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from snaprl.training import parts, sinks
 from snaprl.training.errors import UserError
 
-Value = bool | int | float | str | tuple[object, ...]
-UNSEEN = ("report_every", "checkpoint_every", "keep_checkpoints")  # change nothing that is learnt
-CELL_WORDS = {"simple": "simple RNN", "gru": "GRU", "mgu": "MGU", "lstm": "LSTM"}
+METHOD = "agent.method"
+UNROLL = "training.unroll"
+UNSEEN = (  # keys that change nothing that is learnt
+    "seed",
+    "training.report_every",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+)
+CELL_WORDS = {
+    "simple": "simple RNN",
+    "gru": "GRU",
+    "mgu": "MGU",
+    "lstm": "LSTM",
+    "optimized_lstm": "LSTM (optimized)",
+}
 
 
 @dataclass(frozen=True)
@@ -18,46 +31,128 @@ class Run:
     """One run: what it was told to do, and what it reported."""
 
     folder: Path
-    settings: Mapping[str, Value]  # dotted key -> value, without the seed
-    rows: Sequence[Mapping[str, float | int | str | None]]
+    settings: Mapping[str, Any]  # by dotted key, without what two equal runs may differ in
+    rows: Sequence[Mapping[str, Any]]  # as metrics.jsonl has them
 
 
 def read(folder: Path) -> Run:
-    """Reads a run's folder, which may be that of a run that goes on or was broken off.
+    """Reads a run's folder; the run may go on, or may have been broken off.
 
     Raises:
         UserError: The folder holds no run, or one that has not reported yet.
     """
     metrics = folder / "metrics.jsonl"
     if not metrics.is_file():
-        raise UserError(f"{folder} is no run: there is no metrics.jsonl in it")
+        raise UserError(f"{folder} is no run's folder: it has no metrics.jsonl")
     rows = sinks.read_rows(metrics)
     if not rows:
-        raise UserError(f"{folder} holds no report yet: try again when the run has gone further")
-    return Run(folder, _settings(folder), rows)
+        raise UserError(f"{folder} holds no report yet: let its run go on for a while")
+    config = folder / "config.toml"
+    if not config.is_file():  # a run that nothing is known of is like no other
+        return Run(folder, {"run": folder.name}, rows)
+    try:
+        # not `config.load`: a run of an older version has keys that are no more
+        tables = tomllib.loads(config.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{config} is not valid TOML: {error}") from None
+    return Run(folder, {k: v for k, v in _flat(tables) if k not in UNSEEN}, rows)
 
 
-def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Puts runs together that differ by the seed alone, under a label that a person can read.
+def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Puts runs together that differ by the seed alone, under labels that people can read.
 
-    Labels say what differs between the groups, and the gradient method where nothing does.
+    A label says in what a group differs from the others; a group alone is called by its
+    gradient method.
     """
-    kinds: list[tuple[Mapping[str, Value], list[Run]]] = []
+    groups: list[list[Run]] = []
     for run in runs:
-        members = next((members for settings, members in kinds if settings == run.settings), None)
+        alike = (members for members in groups if members[0].settings == run.settings)
+        members = next(alike, None)
         if members is None:
-            kinds.append((run.settings, [run]))
+            groups.append([run])
         else:
             members.append(run)
-    differing = _differing([settings for settings, _ in kinds])
-    named: dict[str, list[Run]] = {}
-    for settings, members in kinds:
-        name = label(settings, differing) or members[0].folder.name
-        named.setdefault(name, []).extend(members)
-    return named
+    differing = _differing([members[0].settings for members in groups])
+    labelled: dict[str, list[Run]] = {}
+    for members in groups:
+        name = label(members[0].settings, differing or [METHOD]) or members[0].folder.name
+        if name in labelled:
+            name = f"{name} ({members[0].folder.name})"
+        labelled[name] = members
+    return labelled
 
 
-def label(settings: Mapping[str, Value], keys: Sequence[str]) -> str:
-    """Says in words what the settings under `keys` are; the method goes with what defines it."""
-    words = [_words(key, settings) for key in keys if key in settings]
-    return ", ".join(word for word in words if word)
+def _differing(every: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys whose values are not the same in all settings."""
+
+    def differs(key: str, among: Sequence[Mapping[str, Any]]) -> bool:
+        return any(settings.get(key) != among[0].get(key) for settings in among)
+
+    known = dict.fromkeys(key for settings in every for key in settings)
+    keys = [key for key in known if differs(key, every)]
+    others = [settings for settings in every if not _says_unroll(settings)]
+    if METHOD in keys and UNROLL in keys and not differs(UNROLL, others):
+        keys.remove(UNROLL)  # only among those whose method says it
+    return keys
+
+
+def _says_unroll(settings: Mapping[str, Any]) -> bool:
+    return str(settings.get(METHOD)).startswith("bptt")
+
+
+def label(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """Says in words what `settings` has under `keys`, such as `SnAp-1, LSTM, length 40`."""
+    words = []
+    for key in keys:
+        if key == METHOD and key in settings:
+            words.append(method_words(settings[key], settings.get(UNROLL)))
+        elif key == UNROLL and METHOD in keys and _says_unroll(settings):
+            continue  # has been said with the method
+        elif key in settings:
+            words.append(_words(key, settings[key]))
+    return ", ".join(words)
+
+
+def method_words(method: str, unroll: int | None = None) -> str:
+    """A gradient method as people call it: `SnAp-1`, `BPTT (unroll 4) + RTRL`."""
+    try:
+        name = parts.parse_method(method)
+    except UserError:
+        return method  # of another version
+    match name.kind:
+        case "snap":
+            return f"SnAp-{name.order}"
+        case "rtrl":
+            return "RTRL"
+        case "frozen":
+            return "frozen core"
+        case _:
+            bptt = f"BPTT (unroll {unroll})" if unroll else "BPTT"
+            tail = method.partition("+")[2]
+            return f"{bptt} + {method_words(tail)}" if tail else bptt
+
+
+def _words(key: str, value: Any) -> str:
+    name = key.rpartition(".")[2].replace("_", " ")
+    if key == "agent.cell":
+        return CELL_WORDS.get(value, str(value))
+    if key in ("env.id", "run"):
+        return short_id(value)
+    if isinstance(value, bool):
+        return name if value else f"no {name}"
+    if isinstance(value, list):
+        return f"{name} {'-'.join(map(str, value))}" if value else f"no {name}"
+    return f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
+
+
+def short_id(env: str) -> str:
+    """An environment's id without the words that all of ours share."""
+    return env.removeprefix("snaprl/").removesuffix("-v0")
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -106,8 +106,8 @@ class EvaluationConfig:
 
     # episodes to average over
     episodes: Count = 1000
-    # take the likeliest action instead of drawing one
-    greedy: bool = True
+    # steps after which an episode is over for the evaluation, whatever the environment says
+    max_steps: Count = 10_000
 
 
 @dataclass(frozen=True)

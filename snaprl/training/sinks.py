@@ -5,13 +5,14 @@ places, such as an experiment tracker, are reached by a class with the same two 
 """
 
 import contextlib
+import importlib
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -98,7 +99,6 @@ class TensorBoardSink:
     def __init__(self, folder: Path, keep_until_step: int | None = None) -> None:
         # Not SummaryWriter: its thread dies on a full disk, and its queue then blocks for ever.
         from tensorboardX import event_file_writer
-        from tensorboardX.proto import event_pb2
 
         self._folder = folder
         with _told_about(folder):
@@ -107,6 +107,7 @@ class TensorBoardSink:
             suffix = f".{time.time_ns()}"
             self._writer = event_file_writer.EventsWriter(str(folder / "events"), suffix)
             if keep_until_step is not None:
+                event_pb2 = _proto("event")
                 start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
                 purge_step = keep_until_step + 1
                 event = event_pb2.Event(wall_time=time.time(), step=purge_step, session_log=start)
@@ -114,17 +115,16 @@ class TensorBoardSink:
 
     def write(self, report: Report) -> None:
         """Writes one event with all numbers of the report; raises UserError where that fails."""
-        from tensorboardX.proto import event_pb2, summary_pb2
-
+        summary = _proto("summary").Summary
         values = [
-            summary_pb2.Summary.Value(tag=_tag(name), simple_value=float(value))
+            summary.Value(tag=_tag(name), simple_value=float(value))
             for name, value in report.items()
             if name not in ("step", "wall_s") and not isinstance(value, str)
         ]
-        event = event_pb2.Event(
+        event = _proto("event").Event(
             wall_time=time.time(),
             step=int(report["step"]),
-            summary=summary_pb2.Summary(value=values),
+            summary=summary(value=values),
         )
         with _told_about(self._folder):
             self._writer.write_event(event)
@@ -162,7 +162,7 @@ class Fanout:
             raise failures[0]
 
 
-def read_rows(path: Path) -> list[dict[str, float | int | str | None]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
     """Reads what a `JsonlSink` wrote; a line that is torn is left out."""
     rows = []
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -192,6 +192,11 @@ def _plain(value: float | int | str) -> float | int | str | None:
     if not isinstance(value, int | float | str):
         value = np.asarray(value).item()  # a number of numpy's, or an array that holds just one
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _proto(name: str) -> Any:
+    # these modules make their classes when they are imported, which type checkers cannot see
+    return importlib.import_module(f"tensorboardX.proto.{name}_pb2")
 
 
 def _tag(name: str) -> str:

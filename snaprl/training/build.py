@@ -1,0 +1,110 @@
+"""From a config to what it describes: environments, agent, learner, loop."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import gymnasium
+import jax.numpy as jnp
+import optax
+
+from snaprl import envs
+from snaprl.agents import ActorCriticLoss, Agent, NetworkConfig, actor_critic
+from snaprl.training import parts
+from snaprl.training.errors import UserError
+from snaprl.training.learner import Learner, make_learner
+from snaprl.training.schema import Config, OptimizerConfig
+
+Array = Any
+
+
+class Built(NamedTuple):
+    """What a config describes."""
+
+    agent: Agent
+    learner: Learner
+    pure: envs.AutoResetEnv | None  # the environment as pure functions, where it runs on device
+    updates: int  # of the whole training
+    updates_per_report: int
+    steps_per_update: int
+
+
+def build(config: Config) -> Built:
+    """Builds agent and learner for a config's environment.
+
+    Raises:
+      UserError: the environment, or one of its arguments or spaces, is not known or supported.
+    """
+    t = config.training
+    try:
+        pure = envs.make_pure(config.env.id, **config.env.kwargs) if t.loop != "host" else None
+        if t.loop == "device" and pure is None:
+            raise UserError(
+                f"{config.env.id} is no environment of pure functions: training.loop must be "
+                "'host' or 'auto'"
+            )
+        spaces = pure or _spaces(config)
+        agent = actor_critic(
+            spaces.observation_space, spaces.action_space, network(config), loss(config)
+        )
+    except (ValueError, TypeError, ModuleNotFoundError, gymnasium.error.Error) as error:
+        raise UserError(f"env.id {config.env.id}: {error}") from error
+    steps_per_update = t.streams * t.unroll
+    updates = -(-t.steps // steps_per_update)
+    return Built(
+        agent=agent,
+        learner=make_learner(agent.loss, optimizer(config.optimizer, updates), whole_bank=True),
+        pure=envs.auto_reset(pure) if pure else None,
+        updates=updates,
+        updates_per_report=max(1, min(updates, t.report_every // steps_per_update)),
+        steps_per_update=steps_per_update,
+    )
+
+
+class _Spaces(NamedTuple):
+    observation_space: gymnasium.Space
+    action_space: gymnasium.Space
+
+
+def _spaces(config: Config) -> _Spaces:
+    one = envs.make_vec(config.env.id, 1, **config.env.kwargs)
+    one.close()
+    return _Spaces(one.single_observation_space, one.single_action_space)
+
+
+def network(config: Config) -> NetworkConfig:
+    """The network that a config describes."""
+    a = config.agent
+    return NetworkConfig(
+        cell=parts.cell_class(a.cell),
+        features=a.features,
+        method=parts.make_method(a.method),
+        encoder=a.encoder,
+        last_action=a.last_action,
+        last_reward=a.last_reward,
+        dtype=jnp.dtype(a.dtype),
+    )
+
+
+def loss(config: Config) -> ActorCriticLoss:
+    """The loss that a config describes."""
+    return ActorCriticLoss(**dataclasses.asdict(config.loss))
+
+
+def optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransformation:
+    """Adam, after clipping by the global norm, on the config's schedule over `updates` updates."""
+    peak = config.learning_rate
+    end = peak * config.final_learning_rate_fraction
+    warmup = int(updates * config.warmup_fraction)
+    rest = max(1, updates - warmup)
+    schedules = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "linear": lambda: optax.linear_schedule(peak, end, rest),
+        "cosine": lambda: optax.cosine_decay_schedule(
+            peak, rest, config.final_learning_rate_fraction
+        ),
+    }
+    schedule = schedules[config.schedule]()
+    if warmup:
+        rise = optax.linear_schedule(0.0, peak, warmup)
+        schedule = optax.join_schedules([rise, schedule], [warmup])
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(schedule))

@@ -1,0 +1,150 @@
+"""The command `snaprl`."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from snaprl.training.errors import UserError
+
+# Nothing heavy is imported before it is known what is asked for.
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code: 0, or 2 for what the user can mend."""
+    parser = _parser()
+    known, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
+    if rest and known.command is not _train:
+        parser.error(f"unknown argument {rest[0]}")
+    try:
+        return known.command(known, rest) or 0
+    except UserError as error:
+        print(f"snaprl: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # what reads us has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="snaprl",
+        description="Recurrent policies that learn online, by SnAp.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.set_defaults(command=run)
+        return command
+
+    train = add(
+        "train", _train, "train what a config describes; --help after CONFIG lists its keys"
+    )
+    train.add_argument(
+        "config", metavar="CONFIG", help="a TOML file, or the name of one in configs/"
+    )
+    train.add_argument("--run-dir", type=Path, help="the run's folder (runs/CONFIG-SEED)")
+    train.add_argument("--resume", action="store_true", help="go on with the run in that folder")
+
+    evaluate = add("evaluate", _evaluate, "play episodes with a trained agent; prints JSON")
+    evaluate.add_argument("run", type=Path, metavar="RUN")
+    evaluate.add_argument("--episodes", type=int, help="how many (the config's)")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the episodes (0)")
+
+    plot = add("plot", _plot, "draw the learning curves of runs, as PNG and SVG")
+    plot.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    plot.add_argument("--output", type=Path, help="where to; curve in the folder of a single run")
+    plot.add_argument("--metric", help="what to draw; success or episode_return where there is one")
+    plot.add_argument(
+        "--label", action="append", dest="labels", help="name of a run; once for each"
+    )
+    plot.add_argument("--chance", type=float, help="height of a line to compare with")
+
+    add("envs", _envs, "list our environments and their arguments")
+
+    bench = add("bench", _bench, "measure speed, as ratios against peers in the same run")
+    bench.add_argument("what", choices=["core"], nargs="?", default="core")
+    bench.add_argument("--rounds", type=int, default=30, help="how often the candidates take turns")
+    return parser
+
+
+def _train(known: argparse.Namespace, rest: list[str]) -> int:
+    from snaprl.training import config as configs
+
+    prog = f"snaprl train {known.config}"
+    path = configs.find(known.config)
+    name = path.stem
+    if known.resume:
+        if known.run_dir is None:
+            raise UserError("--resume needs --run-dir: which run shall go on?")
+        from snaprl.training.run import resumed_config
+
+        config = resumed_config(known.run_dir, rest, name)
+    else:
+        config = configs.load(known.config, rest, prog=prog, known_flags=("--run-dir", "--resume"))
+    folder = known.run_dir or Path("runs") / f"{name}-{config.seed}"
+    _prepare_jax()
+    from snaprl.training.plot import plot
+    from snaprl.training.run import Run
+
+    run = Run(config, folder, name=name, resume=known.resume)
+    report = run.train()
+    if "wall_s" in report or known.resume:
+        (picture, *_) = plot([folder])
+        print(f"{folder}: step {report['step']:,}, curve in {picture}")
+    return 0
+
+
+def _evaluate(known: argparse.Namespace, rest: list[str]) -> None:
+    del rest
+    if known.episodes is not None and known.episodes < 1:
+        raise UserError(f"--episodes is {known.episodes}: give 1 or more")
+    _prepare_jax()
+    from snaprl.training.run import evaluate
+
+    result = evaluate(known.run, episodes=known.episodes, seed=known.seed)
+    print(json.dumps({k: int(v) if k in ("step", "episodes") else v for k, v in result.items()}))
+
+
+def _plot(known: argparse.Namespace, rest: list[str]) -> None:
+    del rest
+    from snaprl.training.plot import plot
+
+    for path in plot(known.runs, known.output, known.metric, known.labels, known.chance):
+        print(path)
+
+
+def _envs(known: argparse.Namespace, rest: list[str]) -> None:
+    del known, rest
+    from snaprl.envs import listing
+
+    for entry in listing():
+        print(f"{entry.env_id}  {entry.summary}")
+        for name, default in entry.arguments.items():
+            print(f"    {name} = {default}")
+    print("Any other environment that gymnasium knows trains on the host: --env.id CartPole-v1")
+
+
+def _bench(known: argparse.Namespace, rest: list[str]) -> None:
+    del rest
+    if known.rounds < 1:
+        raise UserError(f"--rounds is {known.rounds}: give 1 or more")
+    from snaprl.training import bench
+
+    bench.show(bench.core(known.rounds))
+
+
+def _prepare_jax() -> None:
+    """Keeps compiled programs from one run to the next."""
+    import jax
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snaprl" / "jax"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Evaluation: episodes with a policy that does not learn."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snaprl.agents import Agent
+from snaprl.envs import AutoResetEnv
+from snaprl.training.host_envs import HostEnvs
+
+Array = jax.Array
+PyTree = Any
+COPIES = 256  # environments side by side, at most
+AVERAGED = ("episode_return", "episode_length", "success")
+
+
+def evaluate_on_device(
+    agent: Agent,
+    env: AutoResetEnv,
+    variables: PyTree,
+    key: Array,
+    *,
+    episodes: int,
+    greedy: bool,
+    max_steps: int,
+) -> dict[str, float]:
+    """Plays episodes in one jitted program.
+
+    Every copy of the environment plays the same number of episodes, so that short ones do not count
+    more than long ones. An episode that is not over after `max_steps` steps of its copy per episode
+    counts as it stands, without success.
+
+    Args:
+      agent: acts.
+      env: unbatched.
+      variables: the agent's.
+      key: consumed.
+      episodes: how many, at least: they are rounded up to fill the copies.
+      greedy: take the likeliest action instead of drawing one.
+      max_steps: per episode.
+
+    Returns:
+      `episodes`, and averages over them: `episode_return`, `episode_length`, `success` where the
+      task knows it.
+    """
+    each = -(-episodes // COPIES)
+    copies = -(-episodes // each)
+
+    limit = max_steps * each
+
+    def play(variables: PyTree, key: Array) -> tuple[Array, dict[str, Array]]:
+        key, env_key, state_key = jax.random.split(key, 3)
+        envs, observation = jax.vmap(env.init)(jax.random.split(env_key, copies))
+        first = jnp.ones(copies, bool)
+        nothing = agent.no_action(copies), jnp.zeros(copies)
+        hidden = agent.initial_state(state_key, copies).hidden
+        totals = {name: jnp.zeros(copies) for name in AVERAGED}
+        observation = agent.observe(observation, *nothing, first)
+        done = jnp.zeros(copies, jnp.int32)
+
+        def body(carry: tuple) -> tuple:
+            t, envs, hidden, observation, first, key, done, totals = carry
+            key, act_key, env_key = jax.random.split(key, 3)
+            act_key = None if greedy else act_key
+            hidden, act = agent.act(variables, hidden, observation, first, act_key)
+            keys = jax.random.split(env_key, copies)
+            envs, out = jax.vmap(env.step)(envs, agent.to_env(act.action), keys)
+            # the last step there is ends what is still going on
+            counts = (out.ended | ((t + 1 == limit) & (out.mask > 0))) & (done < each)
+            totals = {name: totals[name] + counts * getattr(out, name) for name in AVERAGED}
+            observation = agent.observe(out.observation, act.action, out.reward, out.first)
+            return t + 1, envs, hidden, observation, out.first, key, done + counts, totals
+
+        def unfinished(carry: tuple) -> Array:
+            return (carry[0] < limit) & (carry[6] < each).any()
+
+        start = (jnp.int32(0), envs, hidden, observation, first, key, done, totals)
+        return jax.lax.while_loop(unfinished, body, start)[6:]
+
+    done, totals = jax.device_get(jax.jit(play)(variables, key))
+    return _averages(totals, float(done.sum()), env.knows_success)
+
+
+def evaluate_on_host(
+    agent: Agent,
+    envs: HostEnvs,
+    variables: PyTree,
+    key: Array,
+    *,
+    episodes: int,
+    greedy: bool,
+    max_steps: int,
+) -> dict[str, float]:
+    """Plays episodes in gymnasium environments; see `evaluate_on_device`."""
+    each = -(-episodes // envs.streams)
+    act, observe = jax.jit(agent.act), jax.jit(agent.observe)
+    key, env_key, state_key = jax.random.split(key, 3)
+    first = jnp.ones(envs.streams, bool)
+    nothing = agent.no_action(envs.streams), jnp.zeros(envs.streams)
+    seed = int(jax.random.randint(env_key, (), 0, 2**31 - 1))
+    observation = observe(envs.reset(seed), *nothing, first)
+    hidden = agent.initial_state(state_key, envs.streams).hidden
+    done = np.zeros(envs.streams, int)
+    totals = {name: np.zeros(envs.streams) for name in AVERAGED}
+    for t in range(max_steps * each):
+        key, act_key = jax.random.split(key)
+        hidden, chosen = act(variables, hidden, observation, first, None if greedy else act_key)
+        out = envs.step(np.asarray(agent.to_env(chosen.action)))
+        last = t + 1 == max_steps * each
+        counts = (out.ended | (last & (out.mask > 0))) & (done < each)
+        done += counts
+        totals = {name: totals[name] + counts * getattr(out, name) for name in AVERAGED}
+        if (done >= each).all():
+            break
+        first = jnp.asarray(out.first)
+        observation = observe(out.observation, chosen.action, out.reward, first)
+    return _averages(totals, float(done.sum()), envs.knows_success)
+
+
+def _averages(totals: dict[str, Any], episodes: float, knows_success: bool) -> dict[str, float]:
+    names = [name for name in totals if name != "success" or knows_success]
+    return {"episodes": episodes} | {n: float(np.sum(totals[n])) / max(episodes, 1) for n in names}

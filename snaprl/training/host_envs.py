@@ -1,0 +1,139 @@
+"""Vector environments of gymnasium as one thing, whichever way they reset themselves."""
+
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+PyTree = Any
+
+
+class HostStep(NamedTuple):
+    """What one step of B environments brings."""
+
+    observation: PyTree  # [B, ...]
+    reward: np.ndarray  # [B]
+    discount: np.ndarray  # [B]  0 where the episode terminated, or is cut from what follows
+    truncated: np.ndarray  # [B] bool
+    first: np.ndarray  # [B] bool  `observation` starts an episode
+    mask: np.ndarray  # [B]  0 where the step was a reset
+    final_observation: PyTree | None  # [B, ...]  where some ended and were reset in the same step
+    ended: np.ndarray  # [B] bool  this step ended an episode
+    success: np.ndarray  # [B] bool  and solved the task, as far as the environments say so
+    episode_return: np.ndarray  # [B]  of the running episode, this step included
+    episode_length: np.ndarray  # [B]
+
+
+class HostEnvs:
+    """B copies of an environment, stepped together.
+
+    The three ways in which gymnasium's vector environments start the next episode are told apart by
+    `metadata["autoreset_mode"]`, never assumed. In NEXT_STEP mode the last observation of an
+    episode is in the stream. In SAME_STEP mode it is in the infos, and in DISABLED mode we reset
+    ourselves, which comes to the same.
+
+    Attributes:
+      streams: B.
+      mode: how the environments reset.
+      can_snapshot: whether their state can be saved and restored.
+      knows_success: whether they have told of an episode whether it succeeded.
+    """
+
+    def __init__(self, envs: gymnasium.vector.VectorEnv):
+        """Wraps `envs`, which this now owns."""
+        self._envs = envs
+        self.streams = envs.num_envs
+        self.mode = AutoresetMode(envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
+        self.knows_success = False
+        self.can_snapshot = hasattr(envs.unwrapped, "get_state")
+        self._ended, self._return, self._length = (
+            np.zeros(self.streams, t) for t in (bool, float, float)
+        )
+
+    def reset(self, seed: int) -> PyTree:
+        """Starts all episodes anew."""
+        # new arrays, never written in place: jax may read the old ones without a copy
+        self._ended = np.zeros(self.streams, bool)
+        self._return = np.zeros(self.streams)
+        self._length = np.zeros(self.streams)
+        return self._envs.reset(seed=seed)[0]
+
+    def step(self, action: np.ndarray) -> HostStep:
+        """Steps all; in NEXT_STEP mode, those whose episode ended before are reset instead."""
+        observation, reward, terminated, truncated, infos = self._envs.step(action)
+        reset = self._ended if self.mode == AutoresetMode.NEXT_STEP else np.zeros_like(self._ended)
+        # an environment may both end and be cut short in one step: it has ended
+        terminated, truncated = terminated & ~reset, truncated & ~terminated & ~reset
+        ended = terminated | truncated
+        self._return = np.where(reset, 0.0, self._return + reward)
+        self._length = np.where(reset, 0.0, self._length + 1)
+        success = self._successes(infos, ended)
+        episode_return, episode_length = self._return, self._length
+        final, first, stops = None, reset, terminated
+        if self.mode != AutoresetMode.NEXT_STEP and ended.any():
+            final, observation = self._same_step(observation, infos, ended)
+            first, stops = ended, ended
+            self._return = np.where(ended, 0.0, self._return)
+            self._length = np.where(ended, 0.0, self._length)
+        self._ended = ended
+        return HostStep(
+            observation=observation,
+            reward=np.where(reset, 0.0, reward),
+            discount=1.0 - stops,
+            truncated=truncated,
+            first=first,
+            mask=1.0 - reset,
+            final_observation=final,
+            ended=ended,
+            success=success,
+            episode_return=episode_return,
+            episode_length=episode_length,
+        )
+
+    def snapshot(self) -> PyTree:
+        """The environments' state as arrays; () where they offer none."""
+        if not self.can_snapshot:
+            return ()
+        inside = self._envs.unwrapped.get_state()  # pyright: ignore[reportAttributeAccessIssue]
+        return inside, self._ended.copy(), self._return.copy(), self._length.copy()
+
+    def restore(self, snapshot: PyTree) -> None:
+        """Goes back to a snapshot."""
+        inside, *counters = snapshot
+        self._envs.unwrapped.set_state(inside)  # pyright: ignore[reportAttributeAccessIssue]
+        self._ended, self._return, self._length = (np.array(c) for c in counters)
+
+    def close(self) -> None:
+        """Closes the environments."""
+        self._envs.close()
+
+    def _successes(self, infos: dict[str, Any], ended: np.ndarray) -> np.ndarray:
+        """Bool `[B]`: episodes that ended with success."""
+        for source in (infos, infos.get("final_info", {})):
+            for name in ("success", "is_success"):
+                if name in source:
+                    self.knows_success = True
+                    return np.asarray(source[name], bool) & ended
+        return np.zeros_like(ended)
+
+    def _same_step(
+        self, observation: PyTree, infos: dict[str, Any], ended: np.ndarray
+    ) -> tuple[PyTree, PyTree]:
+        """The last observations of the episodes that ended, and what the next ones begin with."""
+        if self.mode == AutoresetMode.DISABLED:
+            fresh, _ = self._envs.reset(options={"reset_mask": ended})
+            return observation, fresh
+        return _filled(observation, infos["final_obs"], ended), observation
+
+
+def _filled(like: PyTree, finals: Any, ended: np.ndarray) -> PyTree:
+    """`like` with the rows of the episodes that ended taken from `finals`, an array of objects."""
+    if isinstance(like, dict):
+        return {k: _filled(v, [f and f[k] for f in finals], ended) for k, v in like.items()}
+    if isinstance(like, tuple):
+        return tuple(_filled(v, [f and f[k] for f in finals], ended) for k, v in enumerate(like))
+    filled = np.array(like)
+    for i in np.flatnonzero(ended):
+        filled[i] = finals[i]
+    return filled

@@ -1,0 +1,151 @@
+"""Draws learning curves: a line per way of training, its seeds taken together."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from snaprl.training import figure, runs
+from snaprl.training.errors import UserError, suggest
+from snaprl.training.figure import Curve
+from snaprl.training.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DEFAULT_METRICS = ("success", "episode_return", "loss")
+METRIC_WORDS = {
+    "success": "success rate",
+    "eval_success": "success rate, evaluated",
+    "bits_per_char": "bits per character",
+}
+MAX_POINTS = 200  # of a line; more than these are averaged, for the eye sees no more
+
+
+def plot(
+    folders: Sequence[Path],
+    output: Path | None = None,
+    metric: str | None = None,
+    labels: Sequence[str] | None = None,
+    chance: float | None = None,
+) -> list[Path]:
+    """Draws the learning curves of runs, as PNG and as SVG.
+
+    Runs whose configs differ by the seed alone make one line, their mean, in a band from the
+    lowest to the highest seed. Where a run has over 200 reports, neighbours are averaged;
+    nothing else is smoothed. A seed that was broken off counts as far as it went.
+
+    Args:
+        folders: The runs' folders.
+        output: Where to write; the ending may be `.png`, `.svg` or none, both are written. By
+            default `curve` in the run's folder, or `curves` beside the folders of several.
+        metric: What to draw; by default success where a run has it, or else the return of an
+            episode, or else the loss.
+        labels: What to call the runs, one for each; equal labels make one line. By default what
+            differs between the runs' configs.
+        chance: Height of a line to compare with, drawn as chance level.
+
+    Returns:
+        The two files.
+
+    Raises:
+        UserError: A folder holds no run, or the runs do not have the metric.
+    """
+    if not folders:
+        raise UserError("there is nothing to plot: name the folder of a run")
+    found = [runs.read(folder) for folder in folders]
+    groups = runs.group(found) if labels is None else _under(labels, found)
+    metric = _choose(metric, found)
+    curves = {name: _curve(name, members, metric) for name, members in groups.items()}
+    tokens = any("bits_per_char" in row for row in found[0].rows)
+    drawing = figure.draw(
+        curves,
+        title=_title(found),
+        x_label="tokens" if tokens else "environment steps",
+        y_label=METRIC_WORDS.get(metric, metric.replace("_", " ")),
+        unit_range=metric in ("success", "eval_success"),
+        chance=chance,
+    )
+    return _save(drawing, _stem(folders, output))
+
+
+def _under(labels: Sequence[str], found: Sequence[Run]) -> dict[str, list[Run]]:
+    if len(labels) != len(found):
+        raise UserError(f"{len(found)} runs need as many labels, not {len(labels)}")
+    groups: dict[str, list[Run]] = {}
+    for name, run in zip(labels, found, strict=True):
+        groups.setdefault(name, []).append(run)
+    return groups
+
+
+def _choose(metric: str | None, found: Sequence[Run]) -> str:
+    """The metric that is asked for, or the most telling one that there is."""
+    known = set()
+    for run in found:
+        for row in run.rows:
+            known |= {name for name, value in row.items() if isinstance(value, int | float)}
+    known -= {"step", "wall_s"}
+    if metric is not None:
+        if metric in known:
+            return metric
+        raise UserError(f"no run reports '{metric}': {suggest(metric, known)}")
+    for default in DEFAULT_METRICS:
+        if default in known:
+            return default
+    words = ", ".join(sorted(known)) or "nothing"
+    raise UserError(f"name a metric to plot: the runs report {words}")
+
+
+def _curve(name: str, members: Sequence[Run], metric: str) -> Curve:
+    """Takes seeds together on all steps that one of them has reported."""
+    lines = [line for run in members if len((line := _line(run, metric))[0])]
+    if not lines:
+        raise UserError(f"{name} ({members[0].folder}) has no '{metric}': leave it out")
+    grid = np.unique(np.concatenate([steps for steps, _ in lines]))
+    values = [np.interp(grid, *line, left=np.nan, right=np.nan) for line in lines]
+    return Curve(
+        grid,
+        np.nanmean(values, axis=0),
+        np.nanmin(values, axis=0),
+        np.nanmax(values, axis=0),
+        len(lines),
+    )
+
+
+def _line(run: Run, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of a run, averaged in pieces where they are too many."""
+    points = np.array(
+        [(r["step"], r[metric]) for r in run.rows if isinstance(r.get(metric), int | float)]
+    ).reshape(-1, 2)
+    if len(points) > MAX_POINTS:
+        points = np.array([piece.mean(axis=0) for piece in np.array_split(points, MAX_POINTS)])
+    return points[:, 0], points[:, 1]
+
+
+def _title(found: Sequence[Run]) -> str:
+    """The environment, with those of its arguments that all runs share."""
+    first = found[0].settings
+    shared = [key for key in first if all(run.settings.get(key) == first[key] for run in found)]
+    return runs.label(first, [key for key in shared if key.startswith("env.")])
+
+
+def _stem(folders: Sequence[Path], output: Path | None) -> Path:
+    """The two files' path without its ending."""
+    if output is not None:
+        return output.with_suffix("") if output.suffix in (".png", ".svg") else output
+    return folders[0] / "curve" if len(folders) == 1 else folders[0].parent / "curves"
+
+
+def _save(drawing: "Figure", stem: Path) -> list[Path]:
+    files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            metadata = {"Date": None} if file.suffix == ".svg" else {}  # same runs, same file
+            drawing.savefig(file, dpi=160, bbox_inches="tight", metadata=metadata)
+    except OSError as error:
+        raise UserError(
+            f"{stem} cannot be written ({error.strerror}): name another place to write to"
+        ) from error
+    return files

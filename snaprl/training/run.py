@@ -1,0 +1,308 @@
+"""A run: a folder in which a config becomes a trained agent."""
+
+import importlib.metadata
+import json
+import platform
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from snaprl.envs import make_vec
+from snaprl.training import meters, sinks
+from snaprl.training import schema as schemas
+from snaprl.training.build import Built, build
+from snaprl.training.checkpoints import Checkpoints
+from snaprl.training.config import dumps, load
+from snaprl.training.device_loop import DeviceLoop
+from snaprl.training.errors import UserError
+from snaprl.training.evaluate import evaluate_on_device, evaluate_on_host
+from snaprl.training.host_envs import HostEnvs
+from snaprl.training.host_loop import HostLoop
+from snaprl.training.progress import Progress
+
+# a run that goes on may be told to go further or to say more, not to be another run
+FREE = {"training.steps", "training.report_every", "training.checkpoint_every"}
+FREE |= {"training.keep_checkpoints", "evaluation.episodes", "evaluation.max_steps"}
+VERSIONS = ("snaprl", "jax", "jaxlib", "flax", "optax", "rlax", "gymnasium", "numpy")
+
+
+class Run:
+    """Trains what a config describes, in a folder of its own.
+
+    The folder holds `config.toml`, `metrics.jsonl`, `checkpoints/`, TensorBoard's events,
+    `versions.json`, and at the end `curve.png`.
+    """
+
+    def __init__(self, config: schemas.Config, folder: Path, *, name: str, resume: bool = False):
+        """Builds everything, and writes nothing before all of it is known to be sound.
+
+        Args:
+          config: what to train.
+          folder: the run's.
+          name: of the config, for people.
+          resume: go on with the run that the folder holds.
+
+        Raises:
+          UserError: the folder holds a run already, or none to go on with; or the config describes
+            what cannot be built.
+        """
+        self.config, self.folder, self.name = config, folder, name
+        held = (folder / "config.toml").exists()
+        if held and not resume:
+            raise UserError(
+                f"{folder} already holds a run: go on with it by --resume, or give another "
+                "--run-dir"
+            )
+        if resume and not held:
+            raise UserError(f"{folder} holds no run to resume: leave --resume out to start one")
+        self._built = build(config)
+        self._loop = make_loop(config, self._built)
+        self._checkpoints = Checkpoints(folder / "checkpoints", config.training.keep_checkpoints)
+        self._resume = resume
+
+    def train(self) -> dict[str, float]:
+        """Trains until the config's steps are done, or until it is interrupted.
+
+        Returns:
+          The last report.
+
+        Raises:
+          UserError: the loss is no longer finite, or a file cannot be written.
+        """
+        built, loop = self._built, self._loop
+        state, update, told = self._begin()
+        total = built.updates * built.steps_per_update
+        step = update * built.steps_per_update
+        with _interruptible() as stop, self._sinks(step) as sink:
+            begin_s = time.monotonic() - told
+            report: dict[str, float] = {"step": step}
+            due = _next(step, self.config.training.checkpoint_every)
+            with Progress(total, f"{self.name}, seed {self.config.seed}", step) as progress:
+                while update < built.updates and not stop:
+                    start_s = time.monotonic()
+                    count = min(built.updates_per_report, built.updates - update)
+                    state, chunk = loop.run(state, count)
+                    self._check(chunk, update)
+                    update += count
+                    step = update * built.steps_per_update
+                    now_s = time.monotonic()
+                    report = {"step": step, "wall_s": now_s - begin_s}
+                    report |= meters.report(chunk, knows_success=loop.knows_success)
+                    report["steps_per_s"] = count * built.steps_per_update / (now_s - start_s)
+                    sink.write(report)
+                    progress.report(report)
+                    if step >= due or update == built.updates or stop:
+                        self._checkpoints.save(step, state)
+                        due = _next(step, self.config.training.checkpoint_every)
+        self._checkpoints.close()
+        loop.close()
+        if stop:
+            print(f"snaprl: stopped at step {step}; go on with --resume", file=sys.stderr)
+        return report
+
+    def _begin(self) -> tuple[Any, int, float]:
+        """The state to go on from, the updates that it has seen, and the seconds they took."""
+        key = jax.random.key(self.config.seed)
+        if not self._resume:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.toml").write_text(dumps(self.config), encoding="utf-8")
+            versions = {name: _version(name) for name in VERSIONS} | {
+                "python": platform.python_version(),
+                "platform": platform.platform(),
+                "config": self.name,
+            }
+            text = json.dumps(versions, indent=2) + "\n"
+            (self.folder / "versions.json").write_text(text, encoding="utf-8")
+            return self._loop.init(key), 0, 0.0
+        fresh = self._loop.init(key)
+        if not self._checkpoints.steps():
+            print("snaprl: there is no checkpoint yet, so the run starts again", file=sys.stderr)
+            return fresh, 0, 0.0
+        restored = self._checkpoints.restore(fresh)
+        if restored.damaged:
+            steps = ", ".join(map(str, restored.damaged))
+            print(
+                f"snaprl: the checkpoint of step {steps} is damaged: going on from step "
+                f"{restored.step}",
+                file=sys.stderr,
+            )
+            self._checkpoints.discard(restored.damaged)
+        if not self._loop.exact:
+            print(
+                f"snaprl: {self.config.env.id} cannot be saved, so its episodes start anew",
+                file=sys.stderr,
+            )
+        (self.folder / "config.toml").write_text(dumps(self.config), encoding="utf-8")
+        rows = sinks.read_rows(self.folder / "metrics.jsonl")
+        walls = [float(r["wall_s"] or 0) for r in rows if int(r["step"] or 0) <= restored.step]
+        update = restored.step // self._built.steps_per_update
+        return self._loop.restore(restored.state), update, walls[-1] if walls else 0.0
+
+    @contextmanager
+    def _sinks(self, step: int) -> Iterator[sinks.Sink]:
+        keep = step if self._resume else None
+        sink = sinks.Fanout(
+            [
+                sinks.JsonlSink(self.folder / "metrics.jsonl", keep),
+                sinks.TensorBoardSink(self.folder / "tensorboard", keep),
+            ]
+        )
+        try:
+            yield sink
+        finally:
+            sink.close()
+
+    def _check(self, chunk: meters.Chunk, update: int) -> None:
+        steps = self._built.steps_per_update
+        try:
+            meters.check_finite(chunk, first_update=update, steps_per_update=steps)
+        except meters.Divergence as error:
+            kept = self._checkpoints.steps()
+            where = f"the checkpoint of step {kept[-1]} is kept" if kept else "none was saved yet"
+            self._checkpoints.close()
+            self._loop.close()
+            raise UserError(
+                f"training stopped, for {error}; {where}; a lower optimizer.learning_rate may help"
+            ) from error
+
+
+def make_loop(config: schemas.Config, built: Built) -> DeviceLoop | HostLoop:
+    """The loop that fits the environment."""
+    t = config.training
+    if built.pure is not None:
+        return DeviceLoop(
+            built.agent,
+            built.learner,
+            built.pure,
+            streams=t.streams,
+            unroll=t.unroll,
+            updates_per_chunk=built.updates_per_report,
+        )
+    envs = HostEnvs(make_vec(config.env.id, t.streams, **config.env.kwargs))
+    return HostLoop(
+        built.agent, built.learner, envs, unroll=t.unroll, discount=config.loss.discount
+    )
+
+
+def resumed_config(folder: Path, overrides: list[str], name: str) -> schemas.Config:
+    """The config of the run that a folder holds, with what the command line changes.
+
+    Raises:
+      UserError: the folder holds no run, or one of another config, or the changes would make it
+        another run.
+    """
+    if not (folder / "config.toml").exists():
+        raise UserError(f"{folder} holds no run to resume: leave --resume out to start one")
+    held = load(folder / "config.toml")
+    config = load(folder / "config.toml", overrides)
+    before, after = (_flat(c) for c in (held, config))
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key) and key not in FREE:
+            raise UserError(
+                f"the run in {folder} was made with {key} = {before.get(key)}, not "
+                f"{after.get(key)}: give another --run-dir to train that"
+            )
+    made_of = _versions(folder).get("config", name)
+    if name and made_of != name:
+        raise UserError(f"the run in {folder} was made from {made_of}, not from {name}")
+    return config
+
+
+def evaluate(folder: Path, *, episodes: int | None = None, seed: int = 0) -> dict[str, float]:
+    """Evaluates a run's last checkpoint, greedily and by drawing actions.
+
+    Args:
+      folder: the run's.
+      episodes: how many for each; by default the config's `evaluation.episodes`.
+      seed: of the episodes.
+
+    Returns:
+      `step`, `episodes`, `eval_...` (greedy) and `eval_sampled_...`, as the contract names them.
+    """
+    if not (folder / "config.toml").exists():
+        raise UserError(f"{folder} is no run: there is no config.toml in it")
+    config = load(folder / "config.toml")
+    built = build(config)
+    loop = make_loop(config, built)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    like = (
+        jax.eval_shape(loop.init, jax.random.key(0)) if built.pure else loop.init(jax.random.key(0))
+    )
+    restored = checkpoints.restore(like)
+    loop.close()
+    variables = restored.state.learner.variables
+    count = episodes or config.evaluation.episodes
+    result: dict[str, float] = {"step": restored.step}
+    for prefix, greedy in (("eval_", True), ("eval_sampled_", False)):
+        key = jax.random.key(seed)
+        options = {"episodes": count, "greedy": greedy, "max_steps": config.evaluation.max_steps}
+        if built.pure is not None:
+            numbers = evaluate_on_device(built.agent, built.pure, variables, key, **options)
+        else:
+            copies = min(config.training.streams, count)
+            envs = HostEnvs(make_vec(config.env.id, copies, **config.env.kwargs))
+            numbers = evaluate_on_host(built.agent, envs, variables, key, **options)
+            envs.close()
+        result["episodes"] = numbers.pop("episodes")
+        result |= {prefix + name: value for name, value in numbers.items()}
+    checkpoints.close()
+    return result
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[bool]]:
+    """Turns the first Ctrl-C or SIGTERM into a wish to stop; the second one stops at once."""
+    wish: list[bool] = []
+    before = {}
+
+    def ask(signum: int, frame: Any) -> None:
+        del frame
+        wish.append(True)
+        signal.signal(signum, before[signum])
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, ask)
+    except ValueError:  # not in the main thread: whoever runs us handles signals
+        pass
+    try:
+        yield wish
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _next(step: int, every: int) -> int:
+    return (step // every + 1) * every
+
+
+def _flat(config: schemas.Config) -> dict[str, Any]:
+    import dataclasses
+
+    flat: dict[str, Any] = {}
+    for key, value in dataclasses.asdict(config).items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{k}": v for k, v in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _versions(folder: Path) -> dict[str, str]:
+    try:
+        return json.loads((folder / "versions.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
