@@ -53,7 +53,7 @@ class HostLoop:
         self._act = jax.jit(agent.act)
         self._observe = jax.jit(agent.observe)
         self._to_env = jax.jit(agent.to_env)
-        self._update = jax.jit(learner.update, donate_argnums=0)
+        self._update = jax.jit(self._update_traced, donate_argnums=0)
         self._stack = jax.jit(lambda rows: jax.tree.map(lambda *xs: jnp.stack(xs), *rows))
 
     def init(self, key: Array) -> HostState:
@@ -92,7 +92,7 @@ class HostLoop:
                 first = jnp.asarray(out.first)
                 observation = self._observe(out.observation, act.action, out.reward, first)
                 episodes.append(_episodes(out))
-            segment = self._segment(rows, observation, first, learner)
+            segment = self._segment(rows, observation, first)
             learner, metrics = self._update(learner, segment)
             history.append(metrics)
         history = jax.device_get(history)
@@ -109,6 +109,11 @@ class HostLoop:
     def close(self) -> None:
         """Closes the environments."""
         self._envs.close()
+
+    def _update_traced(self, state: LearnerState, segment: Segment) -> tuple[LearnerState, dict]:
+        # filled in here: what is given away twice cannot be overwritten in place
+        segment = segment._replace(hidden=state.bank.hidden, number=state.number)
+        return self._learner.update(state, segment)
 
     def _start(self, seed: int) -> tuple[PyTree, Array]:
         streams = self._envs.streams
@@ -129,9 +134,7 @@ class HostLoop:
         value = self._act(learner.variables, hidden, last, going_on, None)[1].value
         return self._discount * np.asarray(value) * out.truncated
 
-    def _segment(
-        self, rows: list[tuple], observation: PyTree, first: Array, learner: LearnerState
-    ) -> Segment:
+    def _segment(self, rows: list[tuple], observation: PyTree, first: Array) -> Segment:
         observations, firsts, acts, rewards, discounts, masks = zip(*rows, strict=True)
         acts = self._stack(acts)
         return Segment(
@@ -142,9 +145,9 @@ class HostLoop:
             discount=np.stack(discounts).astype(np.float32),
             mask=np.stack(masks).astype(np.float32),
             behaviour_log_prob=acts.log_prob,
-            hidden=learner.bank.hidden,
+            hidden=(),
             stream=np.arange(self._envs.streams, dtype=np.int32),
-            number=learner.number,
+            number=np.zeros(self._envs.streams, np.int32),
         )
 
 

@@ -79,7 +79,7 @@ def make_method(text: str) -> "GradientMethod":
     """Makes the gradient method of that name, as `parse_method` reads it.
 
     Raises:
-        UserError: There is no such method.
+        UserError: There is no such method, or not of that order.
     """
     name = parse_method(text)
     from snaprl import cores
@@ -87,10 +87,13 @@ def make_method(text: str) -> "GradientMethod":
     def influence(name: MethodName) -> "SnAp | RTRL":
         return cores.SnAp(order=name.order) if name.kind == "snap" else cores.RTRL()
 
-    match name.kind:
-        case "frozen":
-            return cores.Frozen()
-        case "bptt":
-            return cores.BPTT(tail=influence(name.tail) if name.tail else None)
-        case _:
-            return influence(name)
+    try:
+        match name.kind:
+            case "frozen":
+                return cores.Frozen()
+            case "bptt":
+                return cores.BPTT(tail=influence(name.tail) if name.tail else None)
+            case _:
+                return influence(name)
+    except ValueError as error:  # an order that the core cannot follow
+        raise UserError(f"the gradient method '{text}' cannot be made: {error}") from None
