@@ -16,7 +16,7 @@ ARGS ?=
 EXTRAS := dev docs minigrid popgym ray
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all test-lowest lint format bench docs lock clean
+.PHONY: help train test test-all test-lowest lint format bench figure docs lock clean
 .DELETE_ON_ERROR:
 
 help: ## print this list
@@ -56,6 +56,9 @@ format: $(READY) ## put the code in shape
 
 bench: $(READY) ## measure speed and memory
 	$(SNAPRL) bench $(ARGS)
+
+figure: $(READY) ## train the README's picture: SnAp-1 and truncated BPTT, 5 seeds each
+	$(PY) benchmarks/learning.py tmaze tmaze_bptt --seeds 5 --figure docs/tmaze --chance 0.5
 
 docs: $(READY) ## build the site into docs/_build/html
 	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
