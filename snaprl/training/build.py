@@ -36,6 +36,10 @@ def build(config: Config) -> Built:
     """
     t = config.training
     try:
+        net = network(config)
+    except ValueError as error:
+        raise UserError(f"agent.method {config.agent.method}: {error}") from error
+    try:
         pure = envs.make_pure(config.env.id, **config.env.kwargs) if t.loop != "host" else None
         if t.loop == "device" and pure is None:
             raise UserError(
@@ -43,9 +47,7 @@ def build(config: Config) -> Built:
                 "'host' or 'auto'"
             )
         spaces = pure or _spaces(config)
-        agent = actor_critic(
-            spaces.observation_space, spaces.action_space, network(config), loss(config)
-        )
+        agent = actor_critic(spaces.observation_space, spaces.action_space, net, loss(config))
     except (ValueError, TypeError, ModuleNotFoundError, gymnasium.error.Error) as error:
         raise UserError(f"env.id {config.env.id}: {error}") from error
     steps_per_update = t.streams * t.unroll

@@ -13,7 +13,7 @@ from snaprl.training.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit code: 0, or 2 for what the user can mend."""
+    """Runs a command; returns its exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
     parser = _parser()
     known, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
     if rest and known.command is not _train:
@@ -23,6 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"snaprl: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # where nothing is under way that could be saved
+        print("snaprl: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # what reads us has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -36,17 +39,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, run: Callable, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    def add(
+        name: str, run: Callable, text: str, *, add_help: bool = True
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=text, description=text, allow_abbrev=False, add_help=add_help
+        )
         command.set_defaults(command=run)
         return command
 
-    train = add(
-        "train", _train, "train what a config describes; --help after CONFIG lists its keys"
-    )
-    train.add_argument(
-        "config", metavar="CONFIG", help="a TOML file, or the name of one in configs/"
-    )
+    # its --help is answered by the config, which knows every key
+    train = add("train", _train, "train what a config describes", add_help=False)
+    train.add_argument("config", metavar="CONFIG", nargs="?")
     train.add_argument("--run-dir", type=Path, help="the run's folder (runs/CONFIG-SEED)")
     train.add_argument("--resume", action="store_true", help="go on with the run in that folder")
 
@@ -75,7 +79,10 @@ def _parser() -> argparse.ArgumentParser:
 def _train(known: argparse.Namespace, rest: list[str]) -> int:
     from snaprl.training import config as configs
 
-    prog = f"snaprl train {known.config}"
+    if known.config is None:
+        names = ", ".join(sorted(configs.shipped()))
+        raise UserError(f"name what to train: a TOML file or one of {names}")
+    prog = f"snaprl train {known.config} [--run-dir DIR] [--resume]"
     path = configs.find(known.config)
     name = path.stem
     if known.resume:

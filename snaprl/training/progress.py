@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self
@@ -77,6 +78,7 @@ class Progress:
                 console=self._console,
                 get_renderable=self._display,
                 refresh_per_second=REDRAWS_PER_S,
+                redirect_stdout=sys.stdout.isatty(),  # a result in a pipe stays in the pipe
             )
 
     def __enter__(self) -> Self:

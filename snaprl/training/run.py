@@ -17,7 +17,7 @@ from snaprl.envs import make_vec
 from snaprl.training import meters, sinks
 from snaprl.training import schema as schemas
 from snaprl.training.build import Built, build
-from snaprl.training.checkpoints import Checkpoints
+from snaprl.training.checkpoints import Checkpoints, Restored
 from snaprl.training.config import dumps, load
 from snaprl.training.device_loop import DeviceLoop
 from snaprl.training.errors import UserError
@@ -29,6 +29,7 @@ from snaprl.training.progress import Progress
 # a run that goes on may be told to go further or to say more, not to be another run
 FREE = {"training.steps", "training.report_every", "training.checkpoint_every"}
 FREE |= {"training.keep_checkpoints", "evaluation.episodes", "evaluation.max_steps"}
+OURS = ("config.toml", "metrics.jsonl", "checkpoints")  # a folder with one of them is no new one
 VERSIONS = ("snaprl", "jax", "jaxlib", "flax", "optax", "rlax", "gymnasium", "numpy")
 
 
@@ -53,13 +54,12 @@ class Run:
             what cannot be built.
         """
         self.config, self.folder, self.name = config, folder, name
-        held = (folder / "config.toml").exists()
-        if held and not resume:
+        if not resume and any((folder / name).exists() for name in OURS):
             raise UserError(
                 f"{folder} already holds a run: go on with it by --resume, or give another "
                 "--run-dir"
             )
-        if resume and not held:
+        if resume and not (folder / "config.toml").exists():
             raise UserError(f"{folder} holds no run to resume: leave --resume out to start one")
         self._built = build(config)
         self._loop = make_loop(config, self._built)
@@ -78,7 +78,7 @@ class Run:
         built, loop = self._built, self._loop
         state, update, told = self._begin()
         total = built.updates * built.steps_per_update
-        step = update * built.steps_per_update
+        step = saved = update * built.steps_per_update
         with _interruptible() as stop, self._sinks(step) as sink:
             begin_s = time.monotonic() - told
             report: dict[str, float] = {"step": step}
@@ -97,9 +97,12 @@ class Run:
                     report["steps_per_s"] = count * built.steps_per_update / (now_s - start_s)
                     sink.write(report)
                     progress.report(report)
-                    if step >= due or update == built.updates or stop:
+                    if step >= due:
                         self._checkpoints.save(step, state)
-                        due = _next(step, self.config.training.checkpoint_every)
+                        saved, due = step, _next(step, self.config.training.checkpoint_every)
+            # here, for the wish to stop may come at any moment
+            if step > saved:
+                self._checkpoints.save(step, state)
         self._checkpoints.close()
         loop.close()
         if stop:
@@ -110,15 +113,13 @@ class Run:
         """The state to go on from, the updates that it has seen, and the seconds they took."""
         key = jax.random.key(self.config.seed)
         if not self._resume:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.toml").write_text(dumps(self.config), encoding="utf-8")
             versions = {name: _version(name) for name in VERSIONS} | {
                 "python": platform.python_version(),
                 "platform": platform.platform(),
                 "config": self.name,
             }
-            text = json.dumps(versions, indent=2) + "\n"
-            (self.folder / "versions.json").write_text(text, encoding="utf-8")
+            self._write("versions.json", json.dumps(versions, indent=2) + "\n")
+            self._write("config.toml", dumps(self.config))
             return self._loop.init(key), 0, 0.0
         fresh = self._loop.init(key)
         if not self._checkpoints.steps():
@@ -126,23 +127,31 @@ class Run:
             return fresh, 0, 0.0
         restored = self._checkpoints.restore(fresh)
         if restored.damaged:
-            steps = ", ".join(map(str, restored.damaged))
-            print(
-                f"snaprl: the checkpoint of step {steps} is damaged: going on from step "
-                f"{restored.step}",
-                file=sys.stderr,
-            )
+            _tell_of_damage(restored)
             self._checkpoints.discard(restored.damaged)
         if not self._loop.exact:
             print(
                 f"snaprl: {self.config.env.id} cannot be saved, so its episodes start anew",
                 file=sys.stderr,
             )
-        (self.folder / "config.toml").write_text(dumps(self.config), encoding="utf-8")
+        self._write("config.toml", dumps(self.config))
         rows = sinks.read_rows(self.folder / "metrics.jsonl")
         walls = [float(r["wall_s"] or 0) for r in rows if int(r["step"] or 0) <= restored.step]
         update = restored.step // self._built.steps_per_update
         return self._loop.restore(restored.state), update, walls[-1] if walls else 0.0
+
+    def _write(self, name: str, text: str) -> None:
+        """Puts a file into the folder, whole or not at all."""
+        path = self.folder / name
+        new = path.with_name(name + ".new")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            new.write_text(text, encoding="utf-8")
+            new.replace(path)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror or error}): give another --run-dir"
+            ) from error
 
     @contextmanager
     def _sinks(self, step: int) -> Iterator[sinks.Sink]:
@@ -236,6 +245,8 @@ def evaluate(folder: Path, *, episodes: int | None = None, seed: int = 0) -> dic
     )
     restored = checkpoints.restore(like)
     loop.close()
+    if restored.damaged:
+        _tell_of_damage(restored)
     variables = restored.state.learner.variables
     count = episodes or config.evaluation.episodes
     result: dict[str, float] = {"step": restored.step}
@@ -276,6 +287,14 @@ def _interruptible() -> Iterator[list[bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _tell_of_damage(restored: Restored) -> None:
+    steps = ", ".join(map(str, restored.damaged))
+    print(
+        f"snaprl: the checkpoint of step {steps} is damaged: using that of step {restored.step}",
+        file=sys.stderr,
+    )
 
 
 def _next(step: int, every: int) -> int:

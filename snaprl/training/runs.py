@@ -103,7 +103,7 @@ def _says_unroll(settings: Mapping[str, Any]) -> bool:
 def label(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
     """Says in words what `settings` has under `keys`, such as `SnAp-1, LSTM, length 40`."""
     words = []
-    for key in keys:
+    for key in sorted(keys, key=lambda key: key != METHOD):  # the method first
         if key == METHOD and key in settings:
             words.append(method_words(settings[key], settings.get(UNROLL)))
         elif key == UNROLL and METHOD in keys and _says_unroll(settings):
