@@ -49,12 +49,6 @@ class OnlineRNN(nn.Module):
             self.mask = Mask(self.mask)  # hashable: the module goes through jit as a static value
         super().__post_init__()
 
-    def setup(self):
-        """Declares the collection `sparsity`."""
-        mask = self._mask()
-        if mask is not None and (self.is_initializing() or self.has_variable("sparsity", "cell")):
-            self.variable("sparsity", "cell", mask.tree)
-
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> CoreState:
         """Returns the state of streams that have seen nothing.
@@ -146,6 +140,10 @@ class OnlineRNN(nn.Module):
         if mask is None:
             return params, {}
         mask.check(params)
+        if self.is_initializing() and not self.has_variable("sparsity", "cell"):
+            # not `self.variable`, which would not share the name with the submodule: so the masks
+            # lie beside the parameters, under the same names
+            self.put_variable("sparsity", "cell", mask.tree())
         tree = self.get_variable("sparsity", "cell", default=None)
         tree = mask.tree() if tree is None else _plain(tree)
         return apply_mask(params, tree), tree

@@ -80,7 +80,9 @@ def values(annotation: Any) -> st.SearchStrategy[Any]:
         return st.floats(rule.low, high, exclude_min=excluded, allow_infinity=False)
     if dataclasses.is_dataclass(annotation):
         hints = typing.get_type_hints(annotation, include_extras=True)
-        return st.builds(annotation, **{name: values(hint) for name, hint in hints.items()})
+        return st.builds(
+            typing.cast(type, annotation), **{name: values(hint) for name, hint in hints.items()}
+        )
     if origin is Literal:
         return st.sampled_from(arguments)
     if origin is tuple:

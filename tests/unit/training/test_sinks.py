@@ -1,8 +1,10 @@
 """Reports arrive whole, in order and once, whatever a crash or a full disk does."""
 
 import errno
+import importlib
 import json
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -177,8 +179,7 @@ def test_nothing_comes_of_the_null_sink():
 
 def events(folder: Path) -> list:
     """Reads event files as TensorBoard does: length, its checksum, the event, its checksum."""
-    from tensorboardX.proto import event_pb2
-
+    event_pb2 = importlib.import_module("tensorboardX.proto.event_pb2")
     found = []
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
@@ -219,8 +220,6 @@ def test_tensorboard_in_an_impossible_place_is_told(tmp_path):
         TensorBoardSink(tmp_path / "file" / "events")
 
 
-def test_tensorboardx_is_imported_by_its_sink_only(tmp_path):
-    import subprocess
-
+def test_tensorboardx_is_imported_by_its_sink_only():
     program = "import sys, snaprl.training.sinks; sys.exit('tensorboardX' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
