@@ -48,7 +48,7 @@ def show(row: dict[str, Any]) -> None:
     solved = f"{row['step at .98'] / 1e6:.1f} M" if row["step at .98"] else "-"
     columns = [
         f"{row['config']:14s} {row['seed']:4d} {row['step'] / 1e6:6.1f} M",
-        f"{row['eval_success']:.4f}  {row['eval_sampled_success']:.4f}   {row['last report']:.4f}",
+        f"{row['eval_success']:.4f}   {row['eval_greedy_success']:.4f}   {row['last report']:.4f}",
         f"{solved:>7s}  {row['wall_s']:6.0f} s  {row['steps_per_s'] / 1e3:6.0f} k",
     ]
     print("  ".join(columns), flush=True)
@@ -68,7 +68,7 @@ def main() -> None:
     jobs = [
         (c, s, args.runs / f"{Path(c).stem}-{s}") for c in args.configs for s in range(args.seeds)
     ]
-    print("config         seed   steps   greedy  sampled  last report  at .98  training  steps/s")
+    print("config         seed   steps  success  greedy  last report  at .98  training  steps/s")
     with ThreadPoolExecutor(args.jobs) as pool:
         for row in pool.map(lambda job: one_run(*job, args.episodes), jobs):
             show(row)

@@ -28,6 +28,8 @@ autodoc_default_options = {"special-members": "__call__"}
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 napoleon_numpy_docstring = False
+# Attributes are told in the class docstring; autodoc must not describe them a second time.
+napoleon_use_ivar = True
 # `x` in a docstring is code, as it is in Markdown.
 default_role = "code"
 

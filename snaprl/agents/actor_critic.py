@@ -1,7 +1,9 @@
 """Actor-critic on lambda-returns, with a recurrent core that learns online."""
 
 import dataclasses
+from typing import Any
 
+import chex
 import gymnasium
 import jax
 import jax.numpy as jnp
@@ -52,8 +54,9 @@ def lambda_returns(
 
     Reference: Sutton and Barto, "Reinforcement Learning", 2018, section 12.1.
     """
+    chex.assert_equal_shape([segment.reward, segment.discount, segment.mask, values[1:]])
     follows = jnp.concatenate([segment.mask[1:], jnp.ones_like(segment.mask[:1])])
-    returns = jax.vmap(rlax.lambda_returns, in_axes=1, out_axes=1)
+    returns: Any = jax.vmap(rlax.lambda_returns, in_axes=1, out_axes=1)
     return jax.lax.stop_gradient(
         returns(segment.reward, discount * segment.discount, values[1:], trace_decay * follows)
     )
@@ -74,6 +77,10 @@ def actor_critic(
     policy = policy_for(action_space)
     observed = network.observed(observation_space, policy.observed)
     net = RecurrentActorCritic(network, observed, policy.size)
+    # drawn in 32 bits whatever they become: orthogonal kernels cannot be drawn in fewer
+    wide = dataclasses.replace(network, dtype=jnp.float32)
+    wide_net = RecurrentActorCritic(wide, observed, policy.size)
+    apply: Any = net.apply  # its type allows for collections that nothing here makes mutable
     encoder = Encoder(observed, network.encoder, network.dtype)
 
     def narrow(x: np.ndarray) -> np.dtype:
@@ -92,9 +99,11 @@ def actor_critic(
 
     def init(key: Array, streams: int) -> PyTree:
         state_key, key = jax.random.split(key)
-        state = initial_state(state_key, streams)
+        state = wide_net.initial_state(state_key, streams, core_inputs)
         observation = jax.tree.map(lambda x: jnp.stack([x, x]), example(streams))
-        return net.init(key, state, observation, jnp.zeros((2, streams), bool))
+        variables = wide_net.init(key, state, observation, jnp.zeros((2, streams), bool))
+        params = jax.tree.map(lambda x: x.astype(network.dtype), variables["params"])
+        return {**variables, "params": params}
 
     def observe(
         observation: PyTree, last_action: Array, last_reward: Array, first: Array
@@ -111,14 +120,14 @@ def actor_critic(
         variables: PyTree, hidden: PyTree, observation: PyTree, first: Array, key: Array | None
     ) -> tuple[PyTree, Action]:
         carry = CoreState(hidden, ())
-        carry, logits, value = net.apply(variables, carry, observation, first, method="step")
+        carry, logits, value = apply(variables, carry, observation, first, method="step")
         action = policy.mode(logits) if key is None else policy.sample(logits, key)
         return carry.hidden, Action(action, policy.log_prob(logits, action), value)
 
     def segment_loss(
         variables: PyTree, state: CoreState, segment: Segment
     ) -> tuple[Array, tuple[CoreState, dict[str, Array]]]:
-        state, logits, values = net.apply(variables, state, segment.observation, segment.first)
+        state, logits, values = apply(variables, state, segment.observation, segment.first)
         returns = lambda_returns(
             segment, values, discount=loss.discount, trace_decay=loss.trace_decay
         )

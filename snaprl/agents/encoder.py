@@ -61,11 +61,10 @@ class Encoder(nn.Module):
             case spaces.Discrete():
                 return jax.nn.one_hot(x - int(space.start), int(space.n), dtype=self.dtype)
             case spaces.MultiDiscrete():
-                entries = x - np.asarray(space.start)
-                sizes = [int(n) for n in space.nvec]
+                entries = zip(space.start.tolist(), space.nvec.tolist(), strict=True)
                 hot = [
-                    jax.nn.one_hot(entries[..., k], n, dtype=self.dtype)
-                    for k, n in enumerate(sizes)
+                    jax.nn.one_hot(x[..., k] - start, n, dtype=self.dtype)
+                    for k, (start, n) in enumerate(entries)
                 ]
                 return jnp.concatenate(hot, axis=-1)
             case _ if _is_image(space):
@@ -108,8 +107,9 @@ def check_space(space: gymnasium.Space, name: str = "observation") -> None:
         case spaces.MultiDiscrete() if space.nvec.ndim == 1:
             pass
         case _:
+            shown = " ".join(str(space).split())  # arrays take several lines
             raise ValueError(
-                f"the {name} space {space} is not supported; wrap the environment so that it gives "
+                f"the {name} space {shown} is not supported; wrap the environment so that it gives "
                 "Box, Discrete, MultiDiscrete (one axis), MultiBinary, or a Dict or Tuple of them"
             )
 

@@ -1,6 +1,7 @@
 """The network of a recurrent actor-critic: encoder, core, heads."""
 
 import dataclasses
+from collections.abc import Callable
 
 import flax.linen as nn
 import gymnasium
@@ -27,7 +28,7 @@ class NetworkConfig:
       dtype: type of parameters and activations.
     """
 
-    cell: type[nn.RNNCellBase] = nn.GRUCell
+    cell: Callable[..., nn.RNNCellBase] = nn.GRUCell
     features: int = 64
     method: GradientMethod = SnAp(order=1)
     encoder: tuple[int, ...] = ()

@@ -1,7 +1,7 @@
 """From numbers that the network puts out to actions of a space, by distrax's distributions."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import distrax
 import gymnasium
@@ -41,19 +41,25 @@ def policy_for(space: gymnasium.Space) -> Policy:
             return _multi_discrete(space)
         case spaces.Box() if np.issubdtype(space.dtype, np.floating):
             return _gaussian(space)
+    shown = " ".join(str(space).split())  # arrays take several lines
     raise ValueError(
-        f"the action space {space} is not supported; Discrete, MultiDiscrete (one axis) and Box of "
+        f"the action space {shown} is not supported; Discrete, MultiDiscrete (one axis) and Box of "
         "floats are"
     )
+
+
+def _categorical(logits: Array) -> Any:
+    """A distribution of distrax, whose annotations name arrays that its methods never return."""
+    return distrax.Categorical(logits)
 
 
 def _discrete(count: int, start: int) -> Policy:
     return Policy(
         size=count,
-        sample=lambda logits, key: distrax.Categorical(logits).sample(seed=key),
+        sample=lambda logits, key: _categorical(logits).sample(seed=key),
         mode=lambda logits: jnp.argmax(logits, axis=-1).astype(jnp.int32),
-        log_prob=lambda logits, action: distrax.Categorical(logits).log_prob(action),
-        entropy=lambda logits: distrax.Categorical(logits).entropy(),
+        log_prob=lambda logits, action: _categorical(logits).log_prob(action),
+        entropy=lambda logits: _categorical(logits).entropy(),
         to_env=lambda action: action + start if start else action,
         none=jnp.int32(-1),
         observed=spaces.Discrete(count),
@@ -64,8 +70,8 @@ def _multi_discrete(space: spaces.MultiDiscrete) -> Policy:
     sizes, start = [int(n) for n in space.nvec], np.asarray(space.start)
     edges = np.cumsum(sizes)[:-1].tolist()
 
-    def parts(logits: Array) -> list[distrax.Categorical]:
-        return [distrax.Categorical(x) for x in jnp.split(logits, edges, axis=-1)]
+    def parts(logits: Array) -> list[Any]:
+        return [_categorical(x) for x in jnp.split(logits, edges, axis=-1)]
 
     def sample(logits: Array, key: Array) -> Array:
         # Gumbel noise over all entries at once: one draw per entry, one key
@@ -86,7 +92,7 @@ def _multi_discrete(space: spaces.MultiDiscrete) -> Policy:
         mode=mode,
         log_prob=log_prob,
         entropy=lambda logits: jnp.stack([part.entropy() for part in parts(logits)]).sum(0),
-        to_env=lambda action: action + start,
+        to_env=lambda action: action + jnp.broadcast_to(start, action.shape),
         none=jnp.full(len(sizes), -1, jnp.int32),
         observed=spaces.MultiDiscrete(sizes),
     )
@@ -98,7 +104,7 @@ def _gaussian(space: spaces.Box) -> Policy:
     low, high = (np.where(bounded, x, y) for x, y in ((space.low, -1.0), (space.high, 1.0)))
     centre, half = ((high + low) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
 
-    def distribution(logits: Array) -> distrax.MultivariateNormalDiag:
+    def distribution(logits: Array) -> Any:  # see _categorical
         mean, log_scale = jnp.split(logits, 2, axis=-1)
         return distrax.MultivariateNormalDiag(mean, jnp.exp(jnp.clip(log_scale, -5.0, 2.0)))
 
@@ -108,13 +114,19 @@ def _gaussian(space: spaces.Box) -> Policy:
     def shaped(flat_action: Array) -> Array:
         return flat_action.reshape(*flat_action.shape[:-1], *shape)
 
+    def to_env(action: Array) -> Array:
+        def of_all(x: np.ndarray) -> Array:
+            return jnp.broadcast_to(x, action.shape)
+
+        return (of_all(centre) + of_all(half) * action).clip(of_all(space.low), of_all(space.high))
+
     return Policy(
         size=2 * size,
         sample=lambda logits, key: shaped(distribution(logits).sample(seed=key)),
         mode=lambda logits: shaped(distribution(logits).mode()),
         log_prob=lambda logits, action: distribution(logits).log_prob(flat(action)),
         entropy=lambda logits: distribution(logits).entropy(),
-        to_env=lambda action: (centre + half * action).clip(space.low, space.high),
+        to_env=to_env,
         none=jnp.zeros(shape, jnp.float32),
         observed=spaces.Box(-np.inf, np.inf, shape, np.float32),
     )

@@ -32,10 +32,8 @@ class Activation(NamedTuple):
 
 
 _SLOPE_FROM_VALUE: dict[Callable, Callable[[Array], Array]] = {
-    nn.sigmoid: lambda y: y * (1 - y),
-    jax.nn.sigmoid: lambda y: y * (1 - y),
+    nn.sigmoid: lambda y: y * (1 - y),  # flax's and jax's are one function
     nn.tanh: lambda y: 1 - y * y,
-    jnp.tanh: lambda y: 1 - y * y,
 }
 
 

@@ -92,11 +92,11 @@ class OnlineRNN(nn.Module):
         if jnp.ndim(xs) != 3:
             axes = "[T, B, M]" if self.time_major else "[B, T, M]"
             raise ValueError(f"xs has shape {jnp.shape(xs)}; a segment of inputs is {axes}")
+        _check_resets("resets", resets, jnp.shape(xs)[:2])
         if not self.time_major:
             xs = jnp.swapaxes(xs, 0, 1)
             resets = None if resets is None else jnp.swapaxes(resets, 0, 1)
         params, mask = self._parameters(carry, xs[0])
-        _check_resets("resets", resets, xs.shape[:2])
         self._check_influence(carry, params, mask, xs[0])
         carry, ys = self.method.unroll(self._unbound_cell(), params, mask, carry, xs, resets)
         return carry, ys if self.time_major else jnp.swapaxes(ys, 0, 1)
@@ -188,16 +188,12 @@ def _compare(name: str, tree: PyTree, expected: PyTree, streams: int) -> None:
     if found != wanted:
         raise ValueError(
             f"{name} does not belong to this cell, method and {streams} streams: it has shapes "
-            f"{_summary(found)} where {_summary(wanted)} are needed; initialize_carry makes one"
+            f"{_summary(tree)} where {_summary(expected)} are needed; initialize_carry makes one"
         )
 
 
-def _summary(shapes: PyTree) -> str:
-    """The first few shapes of a tree of them, for a message."""
-
-    def is_shape(s: PyTree) -> bool:
-        return isinstance(s, tuple) and all(type(n) is int for n in s)
-
-    leaves = jax.tree.leaves(shapes, is_leaf=is_shape)
-    more = f" and {len(leaves) - 3} more" if len(leaves) > 3 else ""
-    return ", ".join(map(str, leaves[:3])) + more or "none"
+def _summary(tree: PyTree) -> str:
+    """The first few shapes of a tree, for a message."""
+    shapes = [str(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree)]
+    more = f" and {len(shapes) - 3} more" if len(shapes) > 3 else ""
+    return ", ".join(shapes[:3]) + more or "none"

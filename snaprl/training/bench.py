@@ -45,6 +45,7 @@ def race(candidates: Mapping[str, Callable[[], PyTree]], rounds: int) -> dict[st
     for _ in range(rounds):
         for name, run in candidates.items():
             start = time.perf_counter()
+            out = None
             for _ in range(repeats[name]):
                 out = run()
             jax.block_until_ready(out)
@@ -60,12 +61,14 @@ def _segment_row(streams: int, rounds: int, units: int = 128, steps: int = 128) 
     cell = nn.GRUCell(units)
     plain = nn.RNN(cell, time_major=True)
     params = plain.init(key, xs)
+    plain_apply: Callable[..., Any] = plain.apply
 
     def online(method: Any) -> Callable[[], PyTree]:
         rnn = OnlineRNN(cell, method)
+        apply: Callable[..., Any] = rnn.apply
 
         def loss(params: PyTree, carry: CoreState) -> tuple[jax.Array, CoreState]:
-            carry, ys = rnn.apply(params, carry, xs)
+            carry, ys = apply(params, carry, xs)
             return jnp.vdot(ys, weights), carry
 
         step = jax.jit(jax.value_and_grad(loss, has_aux=True), donate_argnums=1)
@@ -78,7 +81,7 @@ def _segment_row(streams: int, rounds: int, units: int = 128, steps: int = 128) 
         return run
 
     plain_grad = jax.jit(
-        jax.value_and_grad(lambda params: jnp.vdot(plain.apply(params, xs), weights))
+        jax.value_and_grad(lambda params: jnp.vdot(plain_apply(params, xs), weights))
     )
     candidates = {
         "snap1": online(SnAp(order=1)),
@@ -102,10 +105,11 @@ def _step_row(units: int, rounds: int) -> dict[str, Any]:
     rnn = OnlineRNN(nn.GRUCell(units), SnAp(order=1))
     carry = rnn.initialize_carry(key, (1, INPUTS))
     params = rnn.init(key, carry, xs[:1, None])["params"]
+    apply: Callable[..., Any] = rnn.apply
 
     def online(params: PyTree, carry: CoreState, x: jax.Array) -> tuple[PyTree, CoreState]:
         def loss(params: PyTree) -> tuple[jax.Array, CoreState]:
-            after, ys = rnn.apply({"params": params}, carry, x[None, None])
+            after, ys = apply({"params": params}, carry, x[None, None])
             return jnp.vdot(ys, weights), after
 
         return jax.grad(loss, has_aux=True)(params)

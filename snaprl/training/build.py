@@ -68,9 +68,15 @@ class _Spaces(NamedTuple):
 
 
 def _spaces(config: Config) -> _Spaces:
-    one = envs.make_vec(config.env.id, 1, **config.env.kwargs)
+    one = make_envs(config, 1)
     one.close()
     return _Spaces(one.single_observation_space, one.single_action_space)
+
+
+def make_envs(config: Config, copies: int) -> gymnasium.vector.VectorEnv:
+    """Copies of a config's environment on the host."""
+    arguments: dict[str, Any] = dict(config.env.kwargs)
+    return envs.make_vec(config.env.id, copies, **arguments)
 
 
 def network(config: Config) -> NetworkConfig:

@@ -1,5 +1,7 @@
 """Checkpoints: a run's whole state, written whole or not at all, and read back exactly."""
 
+import hashlib
+import json
 import logging
 import os
 import zlib
@@ -7,11 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from snaprl.training.errors import UserError
 
 PyTree = Any
+DIGESTS = "digests.json"  # of a checkpoint's files, written when they are all there
 
 
 class Restored(NamedTuple):
@@ -25,8 +29,9 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The last few checkpoints of a run, in a folder, by orbax.
 
-    A checkpoint carries a checksum of its arrays, so a damaged one is never mistaken for a whole
-    one. Random keys of jax's own type are saved as the numbers that they are made of.
+    A checkpoint carries digests of its files and a checksum of its arrays, so a damaged one is
+    never mistaken for a whole one. Random keys of jax's own type are saved as the numbers that they
+    are made of.
     """
 
     def __init__(self, folder: Path, keep: int = 3):
@@ -58,6 +63,10 @@ class Checkpoints:
                 force=True,
             )
             self._open().wait_until_finished()
+            folder = self._folder / str(step)
+            new = folder / f"{DIGESTS}.new"
+            new.write_text(json.dumps(_digests(folder)), encoding="utf-8")
+            new.replace(folder / DIGESTS)
         except OSError as error:
             raise UserError(
                 f"the checkpoint of step {step} cannot be written to {self._folder}: "
@@ -82,6 +91,7 @@ class Checkpoints:
         damaged = []
         for step in reversed(self.steps()):
             try:
+                _check_digests(self._folder / str(step))
                 meta = self._read(step, "meta", self._ocp.args.JsonRestore())
                 _compare(meta["leaves"], _leaves(like), self._folder / str(step))
                 target = jax.tree.map(_like_numpy, like)
@@ -123,8 +133,30 @@ class Checkpoints:
         return self._open().restore(step, args=composite)[item]
 
 
+def _digests(folder: Path) -> dict[str, str]:
+    """Digests of a checkpoint's files, by their paths in it."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.name.startswith(DIGESTS):
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            found[path.relative_to(folder).as_posix()] = digest
+    return found
+
+
+def _check_digests(folder: Path) -> None:
+    """Raises ValueError unless a checkpoint's files are as they were written.
+
+    Before orbax reads them: it reads many at once, and where one fails, the others go on shouting
+    from the background. A run that was killed before it wrote the digests has the checksum still.
+    """
+    file = folder / DIGESTS
+    if file.exists() and json.loads(file.read_text(encoding="utf-8")) != _digests(folder):
+        raise ValueError("digest")
+
+
 def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _to_numpy(leaf: Any) -> np.ndarray:
@@ -140,7 +172,7 @@ def _like_numpy(leaf: Any) -> jax.ShapeDtypeStruct:
 
 def _from_numpy(array: Any, like: Any) -> Any:
     if _is_key(like):
-        return jax.random.wrap_key_data(np.asarray(array))
+        return jax.random.wrap_key_data(jnp.asarray(array))
     return np.asarray(array)
 
 

@@ -47,8 +47,7 @@ def evaluate_on_device(
     """
     each = -(-episodes // COPIES)
     copies = -(-episodes // each)
-
-    limit = max_steps * each
+    limit = _limit(max_steps, each)
 
     def play(variables: PyTree, key: Array) -> tuple[Array, dict[str, Array]]:
         key, env_key, state_key = jax.random.split(key, 3)
@@ -104,12 +103,12 @@ def evaluate_on_host(
     hidden = agent.initial_state(state_key, envs.streams).hidden
     done = np.zeros(envs.streams, int)
     totals = {name: np.zeros(envs.streams) for name in AVERAGED}
-    for t in range(max_steps * each):
+    limit = _limit(max_steps, each)
+    for t in range(limit):
         key, act_key = jax.random.split(key)
         hidden, chosen = act(variables, hidden, observation, first, None if greedy else act_key)
         out = envs.step(np.asarray(agent.to_env(chosen.action)))
-        last = t + 1 == max_steps * each
-        counts = (out.ended | (last & (out.mask > 0))) & (done < each)
+        counts = (out.ended | ((t + 1 == limit) & (out.mask > 0))) & (done < each)
         done += counts
         totals = {name: totals[name] + counts * getattr(out, name) for name in AVERAGED}
         if (done >= each).all():
@@ -117,6 +116,11 @@ def evaluate_on_host(
         first = jnp.asarray(out.first)
         observation = observe(out.observation, chosen.action, out.reward, first)
     return _averages(totals, float(done.sum()), envs.knows_success)
+
+
+def _limit(max_steps: int, each: int) -> int:
+    """Steps in which a copy plays `each` episodes, the resets between them included."""
+    return (max_steps + 1) * each - 1
 
 
 def _averages(totals: dict[str, Any], episodes: float, knows_success: bool) -> dict[str, float]:

@@ -110,7 +110,8 @@ class HostEnvs:
 
     def _successes(self, infos: dict[str, Any], ended: np.ndarray) -> np.ndarray:
         """Bool `[B]`: episodes that ended with success."""
-        for source in (infos, infos.get("final_info", {})):
+        # where the next episode has begun, `infos` is of that one
+        for source in (infos.get("final_info", {}), infos):
             for name in ("success", "is_success"):
                 if name in source:
                     self.knows_success = True

@@ -141,13 +141,13 @@ class HostLoop:
             observation=self._stack((*observations, observation)),
             first=self._stack((*firsts, first)),
             action=acts.action,
-            reward=np.stack(rewards).astype(np.float32),
-            discount=np.stack(discounts).astype(np.float32),
-            mask=np.stack(masks).astype(np.float32),
+            reward=jnp.asarray(np.stack(rewards), jnp.float32),
+            discount=jnp.asarray(np.stack(discounts), jnp.float32),
+            mask=jnp.asarray(np.stack(masks), jnp.float32),
             behaviour_log_prob=acts.log_prob,
             hidden=(),
-            stream=np.arange(self._envs.streams, dtype=np.int32),
-            number=np.zeros(self._envs.streams, np.int32),
+            stream=jnp.arange(self._envs.streams, dtype=jnp.int32),
+            number=jnp.zeros(self._envs.streams, jnp.int32),
         )
 
 

@@ -9,14 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
-from snaprl.envs import make_vec
 from snaprl.training import meters, sinks
 from snaprl.training import schema as schemas
-from snaprl.training.build import Built, build
+from snaprl.training.build import Built, build, make_envs
 from snaprl.training.checkpoints import Checkpoints, Restored
 from snaprl.training.config import dumps, load
 from snaprl.training.device_loop import DeviceLoop
@@ -26,11 +25,39 @@ from snaprl.training.host_envs import HostEnvs
 from snaprl.training.host_loop import HostLoop
 from snaprl.training.progress import Progress
 
+PyTree = Any
 # a run that goes on may be told to go further or to say more, not to be another run
 FREE = {"training.steps", "training.report_every", "training.checkpoint_every"}
 FREE |= {"training.keep_checkpoints", "evaluation.episodes", "evaluation.max_steps"}
 OURS = ("config.toml", "metrics.jsonl", "checkpoints")  # a folder with one of them is no new one
 VERSIONS = ("snaprl", "jax", "jaxlib", "flax", "optax", "rlax", "gymnasium", "numpy")
+
+
+class Loop(Protocol):
+    """What trains: an environment, an agent and a learner that go on from a state of their own."""
+
+    exact: bool
+
+    @property
+    def knows_success(self) -> bool:
+        """Whether the task says which episodes succeed."""
+        ...
+
+    def init(self, key: jax.Array) -> PyTree:
+        """The state before the first update."""
+        ...
+
+    def run(self, state: PyTree, updates: int) -> tuple[PyTree, meters.Chunk]:
+        """Makes updates; `state` is consumed."""
+        ...
+
+    def restore(self, state: PyTree) -> PyTree:
+        """Goes on from a state that was saved."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what is held open."""
+        ...
 
 
 class Run:
@@ -181,7 +208,7 @@ class Run:
             ) from error
 
 
-def make_loop(config: schemas.Config, built: Built) -> DeviceLoop | HostLoop:
+def make_loop(config: schemas.Config, built: Built) -> Loop:
     """The loop that fits the environment."""
     t = config.training
     if built.pure is not None:
@@ -193,7 +220,7 @@ def make_loop(config: schemas.Config, built: Built) -> DeviceLoop | HostLoop:
             unroll=t.unroll,
             updates_per_chunk=built.updates_per_report,
         )
-    envs = HostEnvs(make_vec(config.env.id, t.streams, **config.env.kwargs))
+    envs = HostEnvs(make_envs(config, t.streams))
     return HostLoop(
         built.agent, built.learner, envs, unroll=t.unroll, discount=config.loss.discount
     )
@@ -232,7 +259,7 @@ def evaluate(folder: Path, *, episodes: int | None = None, seed: int = 0) -> dic
       seed: of the episodes.
 
     Returns:
-      `step`, `episodes`, `eval_...` (greedy) and `eval_sampled_...`, as the contract names them.
+      `step`, `episodes`, `eval_...` (the policy as it is, actions drawn) and `eval_greedy_...`.
     """
     if not (folder / "config.toml").exists():
         raise UserError(f"{folder} is no run: there is no config.toml in it")
@@ -250,14 +277,14 @@ def evaluate(folder: Path, *, episodes: int | None = None, seed: int = 0) -> dic
     variables = restored.state.learner.variables
     count = episodes or config.evaluation.episodes
     result: dict[str, float] = {"step": restored.step}
-    for prefix, greedy in (("eval_", True), ("eval_sampled_", False)):
+    for prefix, greedy in (("eval_", False), ("eval_greedy_", True)):
         key = jax.random.key(seed)
         options = {"episodes": count, "greedy": greedy, "max_steps": config.evaluation.max_steps}
         if built.pure is not None:
             numbers = evaluate_on_device(built.agent, built.pure, variables, key, **options)
         else:
             copies = min(config.training.streams, count)
-            envs = HostEnvs(make_vec(config.env.id, copies, **config.env.kwargs))
+            envs = HostEnvs(make_envs(config, copies))
             numbers = evaluate_on_host(built.agent, envs, variables, key, **options)
             envs.close()
         result["episodes"] = numbers.pop("episodes")

@@ -75,10 +75,11 @@ def test_init_puts_the_mask_into_its_collection(method):
     rnn = OnlineRNN(CELLS[cell], METHODS[method].method, mask=mask)
     carry = rnn.initialize_carry(jax.random.key(0), (B, 2))
     segment = probe.draw_segment(56, T)
-    variables = rnn.init(jax.random.key(1), carry, segment.xs)
+    variables = jax.jit(rnn.init)(jax.random.key(1), carry, segment.xs)
     probe.assert_close(variables["sparsity"], {"cell": jax.tree.map(jnp.asarray, mask)}, 0.0)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables["sparsity"])} == {jnp.dtype(bool)}
 
+    @jax.jit
     def gradient(variables):
         def loss(params):
             after, ys = rnn.apply(variables | {"params": params}, carry, segment.xs)
@@ -107,12 +108,12 @@ def test_a_mask_inside_a_parent_lies_beside_its_parameters():
 
     carry = OnlineRNN(nn.GRUCell(3)).initialize_carry(jax.random.key(0), (B, 2))
     xs = jnp.ones((T, B, 2), jnp.float32)
-    variables = Parent().init(jax.random.key(1), carry, xs)
+    variables = jax.jit(Parent().init)(jax.random.key(1), carry, xs)
     assert set(variables["params"]["memory"]["cell"]) > {"hr"}
     assert jax.tree.map(jnp.shape, variables["sparsity"]) == {
         "memory": {"cell": {"hr": {"kernel": (3, 3)}}}
     }
-    Parent().apply(variables, carry, xs)
+    jax.jit(Parent().apply)(variables, carry, xs)
 
 
 @METHOD

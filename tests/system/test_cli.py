@@ -149,7 +149,7 @@ def test_evaluate_prints_one_object_last(trained, snaprl):
     result = json.loads(said.out.splitlines()[-1])
     names = ("episode_return", "episode_length", "success")
     wanted = {"step", "episodes"} | {f"eval_{n}" for n in names}
-    assert result.keys() == wanted | {f"eval_sampled_{n}" for n in names}
+    assert result.keys() == wanted | {f"eval_greedy_{n}" for n in names}
     assert (result["step"], result["episodes"]) == (STEPS, 6)
     assert snaprl("evaluate", trained / "run", "--episodes", 6).out == said.out
 
@@ -217,9 +217,7 @@ IN_THE_FILE = {
 @pytest.mark.parametrize(("text", "sentence"), IN_THE_FILE.values(), ids=IN_THE_FILE)
 def test_a_wrong_file_is_refused(snaprl, tmp_path, text, sentence):
     (tmp_path / "task.toml").write_text(text)
-    assert_refused(
-        snaprl("train", tmp_path / "task.toml", "--run-dir", tmp_path / "run"), sentence
-    )
+    assert_refused(snaprl("train", tmp_path / "task.toml", "--run-dir", tmp_path / "run"), sentence)
     assert not (tmp_path / "run").exists()
 
 

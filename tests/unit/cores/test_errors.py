@@ -1,0 +1,169 @@
+"""What a mistake is told: one sentence that names it, before anything runs."""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from snaprl.cores import BPTT, RTRL, CoreState, Frozen, OnlineRNN, SnAp
+
+T, B, M, N = 4, 2, 3, 5
+
+
+def set_up(rnn, streams=B):
+    carry = rnn.initialize_carry(jax.random.key(0), (streams, M))
+    xs = jnp.zeros((T, streams, M))
+    return carry, xs
+
+
+def call(rnn, carry, xs, resets=None, method="__call__"):
+    """Runs the module with good parameters."""
+    good_carry, good_xs = set_up(rnn)
+    good_xs = good_xs if rnn.time_major else good_xs.swapaxes(0, 1)
+    variables = jax.jit(rnn.init)(jax.random.key(1), good_carry, good_xs)
+    return rnn.apply(variables, carry, xs, resets, method=method)
+
+
+def says(sentence, kind=ValueError):
+    """The whole sentence on a line of its own: jax adds a note on how it filters tracebacks."""
+    return pytest.raises(kind, match=f"(?m)^{re.escape(sentence)}$")
+
+
+GRU = OnlineRNN(nn.GRUCell(N))
+
+
+def test_inputs_without_time():
+    carry, xs = set_up(GRU)
+    with says("xs has shape (2, 3); a segment of inputs is [T, B, M]"):
+        call(GRU, carry, xs[0])
+    with says("xs has shape (2, 3); a segment of inputs is [B, T, M]"):
+        call(GRU.clone(time_major=False), carry, xs[0])
+
+
+def test_a_step_with_time():
+    carry, xs = set_up(GRU)
+    with says("x has shape (4, 2, 3); one step's inputs are [B, M]"):
+        call(GRU, carry, xs, method="step")
+
+
+def test_resets_of_another_shape_or_type():
+    carry, xs = set_up(GRU)
+    with says("resets is bool[2, 4]; it must be bool[4, 2]"):
+        call(GRU, carry, xs, jnp.zeros((B, T), bool))
+    with says("resets is float32[4, 2]; it must be bool[4, 2]"):
+        call(GRU, carry, xs, jnp.zeros((T, B)))
+    with says("resets is int32[4, 2]; it must be bool[4, 2]"):
+        call(GRU, carry, xs, np.zeros((T, B), np.int32))
+    with says("reset is bool[4, 2]; it must be bool[2]"):
+        call(GRU, carry, xs[0], jnp.zeros((T, B), bool), method="step")
+
+
+def test_resets_are_named_in_the_axes_that_the_user_chose():
+    carry, xs = set_up(GRU)
+    batch_major = GRU.clone(time_major=False)
+    for resets in (jnp.zeros((T, B), bool), jnp.zeros(B, bool)):
+        with says(f"resets is bool{list(resets.shape)}; it must be bool[2, 4]"):
+            call(batch_major, carry, xs.swapaxes(0, 1), resets)
+
+
+def test_an_input_shape_that_is_none():
+    with says("input_shape is (3,); it must be (streams, inputs)"):
+        GRU.initialize_carry(jax.random.key(0), (M,))
+    with says("input_shape is (4, 2, 3); it must be (streams, inputs)"):
+        GRU.initialize_carry(jax.random.key(0), (T, B, M))
+
+
+def belongs(name, has, needs):
+    return says(
+        f"{name} does not belong to this cell, method and 2 streams: it has shapes {has} where "
+        f"{needs} are needed; initialize_carry makes one"
+    )
+
+
+def test_a_carry_of_other_streams():
+    carry, _ = set_up(GRU, streams=3)
+    _, xs = set_up(GRU)
+    with belongs("carry.hidden", "(3, 5)", "(2, 5)"):
+        call(GRU, carry, xs)
+    with belongs("carry.hidden", "(3, 5)", "(2, 5)"):
+        call(GRU, carry, xs[0], method="step")
+
+
+def test_a_carry_of_another_cell():
+    _, xs = set_up(GRU)
+    lstm, _ = set_up(OnlineRNN(nn.LSTMCell(N)))
+    with belongs("carry.hidden", "(2, 5), (2, 5)", "(2, 5)"):
+        call(GRU, lstm, xs)
+    mgu, _ = set_up(OnlineRNN(nn.MGUCell(N)))
+    with belongs(
+        "carry.influence",
+        "(2, 5, 5), (2, 5), (2, 5, 5) and 4 more",
+        "(2, 5), (2, 5, 5), (2, 5, 5) and 7 more",
+    ):
+        call(GRU, mgu, xs)
+
+
+def test_a_carry_of_another_method():
+    carry, xs = set_up(OnlineRNN(nn.SimpleCell(N)))
+    with belongs(
+        "carry.influence", "(2, 5, 5), (2, 5), (2, 3, 5)", "(2, 5, 5, 5), (2, 5, 5), (2, 5, 3, 5)"
+    ):
+        call(OnlineRNN(nn.SimpleCell(N), RTRL()), carry, xs)
+    with belongs("carry.influence", "(2, 5, 5), (2, 5), (2, 3, 5)", "none"):
+        call(OnlineRNN(nn.SimpleCell(N), BPTT()), carry, xs)
+
+
+def test_a_carry_that_only_acted():
+    rnn = OnlineRNN(nn.SimpleCell(N))
+    carry, xs = set_up(rnn)
+    acting = carry._replace(influence=())
+    call(rnn, acting, xs[0], method="step")
+    with belongs("carry.influence", "none", "(2, 5, 5), (2, 5), (2, 3, 5)"):
+        call(rnn, acting, xs)
+
+
+@pytest.mark.parametrize("leaf", ["kernel", "weights"])
+def test_a_mask_that_fits_nothing(leaf):
+    rnn = OnlineRNN(nn.SimpleCell(N), mask={"h": {leaf: np.ones((N, M))}})
+    sentence = {
+        "kernel": "mask h/kernel has shape (5, 3); the parameter has (5, 5)",
+        "weights": "mask h/weights masks no parameter of the cell; it has "
+        "h/kernel, i/bias, i/kernel",
+    }[leaf]
+    with says(sentence):
+        set_up(rnn)
+    carry, xs = set_up(OnlineRNN(nn.SimpleCell(N)))
+    with says(sentence):
+        rnn.init(jax.random.key(0), carry, xs)
+
+
+def test_a_mask_of_other_values():
+    with says("mask h/kernel has entries other than 0 and 1"):
+        OnlineRNN(nn.SimpleCell(N), mask={"h": {"kernel": np.full((N, N), 0.5)}})
+
+
+class OwnCell(nn.GRUCell):
+    """A subclass may compute anything: what holds for the GRU need not hold for it."""
+
+
+@pytest.mark.parametrize("cell", [OwnCell(N), nn.ConvLSTMCell(N, (3,))])
+@pytest.mark.parametrize("method", [SnAp(), RTRL(), BPTT(), BPTT(tail=SnAp()), Frozen()])
+def test_a_cell_that_is_not_known(cell, method):
+    sentence = (
+        f"{type(cell).__name__} is not a cell whose gradient can be followed online; use one of "
+        "flax's SimpleCell, GRUCell, MGUCell, LSTMCell, OptimizedLSTMCell"
+    )
+    rnn = OnlineRNN(cell, method)
+    with says(sentence, TypeError):
+        rnn.init(jax.random.key(0), CoreState(jnp.zeros((B, N)), ()), jnp.zeros((T, B, M)))
+
+
+@pytest.mark.parametrize("order", [0, 2, 3])
+def test_an_order_that_is_not_built(order):
+    with says(
+        f"SnAp(order={order}) is not built; use SnAp(order=1), or RTRL() for the exact influence"
+    ):
+        SnAp(order=order)

@@ -1,0 +1,135 @@
+"""From a config to what it describes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from snaprl.cores import BPTT, RTRL, Frozen, SnAp
+from snaprl.training.build import build, network, optimizer
+from snaprl.training.errors import UserError
+from snaprl.training.schema import AgentConfig, Config, EnvConfig, OptimizerConfig, TrainingConfig
+
+
+def rates(config: OptimizerConfig, updates: int) -> np.ndarray:
+    """The learning rates of `updates` updates: on a constant gradient, Adam's steps are they."""
+    made = optimizer(config, updates)
+    params = jnp.zeros(())
+    state, update = made.init(params), jax.jit(made.update)
+    found = []
+    for _ in range(updates):
+        step, state = update(jnp.float32(0.5), state)
+        found.append(-float(step))
+    return np.array(found)
+
+
+def test_a_constant_rate():
+    np.testing.assert_allclose(rates(OptimizerConfig(learning_rate=0.3), 5), 0.3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25])
+def test_a_linear_way_down(fraction):
+    config = OptimizerConfig(
+        learning_rate=0.4, schedule="linear", final_learning_rate_fraction=fraction
+    )
+    wanted = 0.4 * (1 - (1 - fraction) * np.arange(8) / 8)
+    np.testing.assert_allclose(rates(config, 8), wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25])
+def test_a_cosine_way_down(fraction):
+    config = OptimizerConfig(
+        learning_rate=0.4, schedule="cosine", final_learning_rate_fraction=fraction
+    )
+    cosine = (1 + np.cos(np.pi * np.arange(8) / 8)) / 2
+    wanted = 0.4 * (fraction + (1 - fraction) * cosine)
+    np.testing.assert_allclose(rates(config, 8), wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_a_warmup_comes_before_every_schedule(schedule):
+    config = OptimizerConfig(learning_rate=0.4, schedule=schedule, warmup_fraction=0.5)
+    found = rates(config, 8)
+    np.testing.assert_allclose(found[:4], [0.0, 0.1, 0.2, 0.3], rtol=1e-4, atol=1e-9)
+    without = dataclasses.replace(config, warmup_fraction=0.0)
+    np.testing.assert_allclose(found[4:], rates(without, 4), rtol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_a_training_of_one_update_or_of_nothing_but_warmup(schedule):
+    for fraction in (0.0, 1.0):
+        config = OptimizerConfig(schedule=schedule, warmup_fraction=fraction)
+        assert np.isfinite(rates(config, 1)).all()
+
+
+def test_long_gradients_are_clipped_by_their_norm():
+    made = optimizer(OptimizerConfig(max_grad_norm=0.5), 3)
+    grads = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    state = made.init(grads)
+    _, state = made.update(grads, state)
+    moments = optax.tree.get(state, "mu")  # a tenth of what came in
+    np.testing.assert_allclose([moments["a"][0], moments["b"][0]], [0.03, 0.04], rtol=1e-4)
+
+
+def test_counts():
+    config = Config(training=TrainingConfig(steps=1000, streams=8, unroll=4, report_every=330))
+    built = build(config)
+    assert built.steps_per_update == 32
+    assert built.updates == 32  # 1000 are not reached with 31
+    assert built.updates_per_report == 10
+    few = dataclasses.replace(config.training, steps=64, report_every=1000)
+    assert build(dataclasses.replace(config, training=few)).updates_per_report == 2
+    often = dataclasses.replace(config.training, report_every=1)
+    assert build(dataclasses.replace(config, training=often)).updates_per_report == 1
+
+
+@pytest.mark.parametrize(("loop", "pure"), [("auto", True), ("device", True), ("host", False)])
+def test_ours_run_on_the_device_unless_told_otherwise(loop, pure):
+    built = build(Config(training=TrainingConfig(loop=loop)))
+    assert (built.pure is not None) is pure
+
+
+def test_others_run_on_the_host():
+    others = Config(env=EnvConfig("CartPole-v1"))
+    assert build(others).pure is None
+    with pytest.raises(UserError, match="CartPole-v1 is no environment of pure functions"):
+        build(dataclasses.replace(others, training=TrainingConfig(loop="device")))
+
+
+METHODS = {
+    "snap1": SnAp(order=1),
+    "rtrl": RTRL(),
+    "bptt": BPTT(),
+    "bptt+snap1": BPTT(tail=SnAp(order=1)),
+    "bptt+rtrl": BPTT(tail=RTRL()),
+    "frozen": Frozen(),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_network_is_what_its_config_says(name):
+    agent = AgentConfig(
+        cell="lstm", features=5, method=name, encoder=(7,), last_action=False, dtype="bfloat16"
+    )
+    found = network(Config(agent=agent))
+    assert found.method == METHODS[name]
+    assert (found.cell.__name__, found.features, found.encoder) == ("LSTMCell", 5, (7,))
+    assert (found.last_action, found.last_reward, found.dtype) == (False, True, jnp.bfloat16)
+
+
+WRONG = {
+    "id": (EnvConfig("snaprl/TMaze-v1"), r"^env.id snaprl/TMaze-v1: .*did you mean"),
+    "argument": (EnvConfig(kwargs={"lenght": 3}), r"^env.id snaprl/TMaze-v0: .*'length'\?$"),
+    "value": (EnvConfig(kwargs={"length": "x"}), r"^env.id snaprl/TMaze-v0: TMaze's length is 'x'"),
+    "package": (EnvConfig("nopackage:X-v0"), r"^env.id nopackage:X-v0: .*nopackage"),
+}
+
+
+@pytest.mark.parametrize("loop", ["auto", "host"])
+@pytest.mark.parametrize(("env", "sentence"), WRONG.values(), ids=WRONG)
+def test_what_cannot_be_built_is_said(env, sentence, loop):
+    with pytest.raises(UserError, match=sentence):
+        build(Config(env=env, training=TrainingConfig(loop=loop)))

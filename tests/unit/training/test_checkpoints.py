@@ -1,0 +1,222 @@
+"""Checkpoints: what was saved comes back to the bit, and what was damaged never does."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from snaprl.training.checkpoints import Checkpoints
+from snaprl.training.errors import UserError
+
+
+class State(NamedTuple):
+    """Every kind of leaf that a run has."""
+
+    params: dict
+    key: jax.Array
+    keys: jax.Array
+    count: jax.Array
+    flags: np.ndarray
+    raw: np.ndarray
+    nothing: tuple
+
+
+def state(seed: int = 0, width: int = 40) -> State:
+    key = jax.random.key(seed)
+    return State(
+        params={
+            "kernel": jax.random.normal(key, (width, width)),
+            "half": jax.random.normal(key, (3,)).astype(jnp.bfloat16),
+            "odd": jnp.array([jnp.nan, -0.0, jnp.inf]),
+        },
+        key=key,
+        keys=jax.random.split(key, 3),
+        count=jnp.int32(7 + seed),
+        flags=np.array([True, False, True]),
+        raw=np.arange(4, dtype=np.uint32),
+        nothing=(),
+    )
+
+
+def bits(tree) -> list[tuple]:
+    """Leaves as their types, shapes and bytes: NaN equals itself, and 0 is not -0."""
+
+    def plain(leaf):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.key_data(leaf)
+        return leaf
+
+    arrays = [np.asarray(plain(leaf)) for leaf in jax.tree.leaves(tree)]
+    return [(a.dtype, a.shape, a.tobytes()) for a in arrays]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Holds the checkpoints of steps 10, 20 and 30."""
+    checkpoints = Checkpoints(tmp_path / "c", keep=5)
+    for step in (10, 20, 30):
+        checkpoints.save(step, state(step))
+    checkpoints.close()
+    return tmp_path / "c"
+
+
+def restore(folder: Path, like=None):
+    checkpoints = Checkpoints(folder, keep=5)
+    try:
+        return checkpoints.restore(state() if like is None else like)
+    finally:
+        checkpoints.close()
+
+
+def test_what_was_saved_comes_back_to_the_bit(folder):
+    step, found, damaged = restore(folder)
+    assert (step, damaged) == (30, ())
+    assert jax.tree.structure(found) == jax.tree.structure(state())
+    assert bits(found) == bits(state(30))
+    assert found.key.dtype == state().key.dtype
+    # the key goes on as the one that was saved
+    ours, theirs = (jax.random.normal(s.key, (3,)) for s in (found, state(30)))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_shapes_and_types_are_enough_to_ask_for_it(folder):
+    assert bits(restore(folder, jax.eval_shape(state)).state) == bits(state(30))
+
+
+def test_a_checkpoint_is_of_the_moment_it_was_asked_for(tmp_path):
+    moving = np.ones(1000)
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.save(1, {"x": moving})
+    moving[:] = 2
+    assert checkpoints.restore({"x": moving}).state["x"].max() == 1
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_last_few_are_kept(tmp_path, keep):
+    checkpoints = Checkpoints(tmp_path / "c", keep=keep)
+    assert checkpoints.steps() == []
+    for step in (5, 10, 100, 20_000):
+        checkpoints.save(step, {"x": jnp.ones(2) * step})
+    checkpoints.close()
+    assert checkpoints.steps() == [5, 10, 100, 20_000][-keep:]
+
+
+def biggest(folder: Path) -> Path:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def flip(path: Path, place: int, count: int = 8) -> None:
+    with path.open("r+b") as file:
+        file.seek(place)
+        found = file.read(count)
+        file.seek(place)
+        file.write(bytes(byte ^ 0xFF for byte in found))
+
+
+def files_of(folder: Path, step: int) -> list[Path]:
+    found = (path for path in sorted((folder / str(step)).rglob("*")) if path.stat().st_size)
+    return [path for path in found if path.is_file()]
+
+
+DAMAGE = {
+    "truncated": lambda c: os.truncate(biggest(c), biggest(c).stat().st_size // 2),
+    "empty": lambda c: os.truncate(biggest(c), 0),
+    "flipped at the start": lambda c: flip(biggest(c), 0),
+    "flipped in the middle": lambda c: flip(biggest(c), biggest(c).stat().st_size // 2),
+    "file lost": lambda c: biggest(c).unlink(),
+    "arrays lost": lambda c: shutil.rmtree(c / "state"),
+    "checksum lost": lambda c: shutil.rmtree(c / "meta"),
+    "nothing left": lambda c: (shutil.rmtree(c), c.mkdir()),
+    "meta truncated": lambda c: os.truncate(c / "meta" / "metadata", 9),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over_and_said(folder, damage):
+    damage(folder / "30")
+    step, found, damaged = restore(folder)
+    assert (step, damaged) == (20, (30,))
+    assert bits(found) == bits(state(20))
+
+
+def test_no_flipped_file_is_taken_for_whole(folder):
+    """Whichever file is hit, those that nobody reads included."""
+    for path in files_of(folder, 30):
+        saved = path.read_bytes()
+        flip(path, path.stat().st_size // 2, 4)
+        step, found, damaged = restore(folder)
+        assert (step, damaged) == (20, (30,)), path
+        assert bits(found) == bits(state(20))
+        path.write_bytes(saved)
+
+
+def test_without_digests_the_checksum_tells(folder):
+    """As in a run that was killed just before it wrote them."""
+    (folder / "30" / "digests.json").unlink()
+    assert restore(folder)[::2] == (30, ())
+    meta = folder / "30" / "meta" / "metadata"
+    text = meta.read_text()
+    meta.write_text(re.sub(r'("crc32": *)(\d)', lambda m: m[1] + str(9 - int(m[2])), text))
+    assert meta.read_text() != text
+    assert restore(folder)[::2] == (20, (30,))
+
+
+def test_all_that_are_damaged_are_said(folder):
+    for step in (20, 30):
+        DAMAGE["truncated"](folder / str(step))
+    assert restore(folder)[::2] == (10, (30, 20))
+    DAMAGE["truncated"](folder / "10")
+    with pytest.raises(UserError, match=r"^no checkpoint in .* is whole: train anew$"):
+        restore(folder)
+
+
+def test_one_that_was_being_written_does_not_count(folder):
+    half = folder / "40.orbax-checkpoint-tmp"
+    shutil.copytree(folder / "30", half)
+    DAMAGE["truncated"](half)
+    assert restore(folder)[::2] == (30, ())
+
+
+def test_a_discarded_step_can_be_saved_anew(folder):
+    DAMAGE["truncated"](folder / "30")
+    checkpoints = Checkpoints(folder, keep=5)
+    damaged = checkpoints.restore(state()).damaged
+    checkpoints.discard(damaged)
+    assert checkpoints.steps() == [10, 20]
+    checkpoints.save(30, state(31))
+    checkpoints.close()
+    assert bits(restore(folder).state) == bits(state(31))
+
+
+OTHER = {
+    "shape": (state(width=41), r"params/kernel is float32\[40, 40\] there and float32\[41, 41\]"),
+    "type": (state()._replace(count=jnp.float32(0)), r"count is int32\[\] there and float32\[\]"),
+    "more": (state()._replace(nothing=(jnp.ones(1),)), r"nothing/0 is absent there and float32"),
+    "less": (state()._replace(raw=()), r"raw is uint32\[4\] there and absent here"),
+}
+
+
+@pytest.mark.parametrize(("like", "difference"), OTHER.values(), ids=OTHER)
+def test_another_architecture_is_said(folder, like, difference):
+    with pytest.raises(UserError, match=f"30 belongs to another architecture: .*{difference}"):
+        restore(folder, like)
+
+
+def test_none_is_said_and_nothing_is_made(tmp_path):
+    with pytest.raises(UserError, match=r"^there is no checkpoint in .*c: nothing was trained"):
+        restore(tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_what_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^the checkpoint of step 1 cannot be written to .*file/c"):
+        Checkpoints(tmp_path / "file" / "c").save(1, {"x": jnp.ones(1)})
