@@ -70,8 +70,9 @@ def main() -> None:
     ]
     print("config         seed   steps  success  greedy  last report  at .98  training  steps/s")
     with ThreadPoolExecutor(args.jobs) as pool:
-        for row in pool.map(lambda job: one_run(*job, args.episodes), jobs):
-            show(row)
+        rows = [pool.submit(one_run, *job, episodes=args.episodes) for job in jobs]
+        for row in rows:
+            show(row.result())
     if args.figure:
         plot([folder for _, _, folder in jobs], args.figure, "success", chance=args.chance)
 

@@ -148,6 +148,18 @@ def test_the_last_observation_only_bootstraps(agent, variables, state, segment):
     assert all(jax.tree.leaves(moved))
 
 
+def test_the_last_value_teaches_nothing_but_the_value_head(variables, state, segment):
+    """Whatever loss it is used in."""
+    net = net_of(NETWORK)
+
+    def last_value(variables):
+        return net.apply(variables, state, segment.observation, segment.first)[2][-1].sum()
+
+    grads = jax.jit(jax.grad(last_value))(variables)["params"]
+    assert all((leaf != 0).any() for leaf in jax.tree.leaves(grads.pop("value_head")))
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))
+
+
 def test_acting_step_by_step_is_the_unroll(agent, variables, state, segment):
     """With unchanged parameters the learner sees the probabilities with which was acted."""
     act = jax.jit(agent.act)
