@@ -137,18 +137,19 @@ def _advance(
 def _decays(
     cell: UnitwiseCell, d: Block, linearised: segment.Linearised
 ) -> tuple[tuple[Vector, ...], tuple[Vector, ...]]:
-    """`p_t = d_T d_{T-1} ... d_{t+1}`, for every step, U x U x `[T, B, N]`, and p_0."""
+    """`p_t = d_T d_{T-1} ... d_{t+1}`, for every step, U x U x `[T, B, N]`, and p_0.
+
+    As if nothing had been reset: what came before a reset is dropped by `_gone`.
+    """
     like = linearised.h_tm1[0][0]
     none, one = jnp.zeros_like(like), jnp.ones_like(like)
     units = range(cell.states)
     end = tuple(tuple(one if u == v else none for v in units) for u in units)
 
-    def step(p_t: tuple[Vector, ...], inputs: tuple) -> tuple[PyTree, PyTree]:
-        d_t, reset_t = inputs
-        p_tm1 = tuple(written_out(row, like) for row in block_block(p_t, d_t))
-        return segment.where_reset(reset_t, 0.0, p_tm1), p_t
+    def step(p_t: tuple[Vector, ...], d_t: Block) -> tuple[PyTree, PyTree]:
+        return tuple(written_out(row, like) for row in block_block(p_t, d_t)), p_t
 
-    p_0, p = segment.scan(step, end, (d, linearised.resets), reverse=True)
+    p_0, p = segment.scan(step, end, d, reverse=True)
     return p, p_0
 
 
