@@ -133,7 +133,9 @@ def _envs(known: argparse.Namespace, rest: list[str]) -> None:
         print(f"{entry.env_id}  {entry.summary}")
         for name, default in entry.arguments.items():
             print(f"    {name} = {default}")
-    print("Any other environment that gymnasium knows trains on the host: --env.id CartPole-v1")
+    print(
+        "Any other environment that gymnasium knows trains on the host: see configs/cartpole.toml"
+    )
 
 
 def _bench(known: argparse.Namespace, rest: list[str]) -> None:

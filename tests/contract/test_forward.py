@@ -54,7 +54,8 @@ def test_forward_values_are_those_of_flax_in_float32(cell):
 def test_acting_is_the_forward_pass_and_leaves_influence_alone(cell, influence, x64):
     method = "snap1"
     variables, rnn = probe.draw_variables(cell, 33, density=0.7), probe.core(method, cell)
-    before, segment = probe.draw_segment(33, 2 * T, reset_rate=0.3).cut(T, T)
+    before, segment = probe.draw_segment(33, 2 * T).cut(T, T)
+    segment.resets[1] = [True, False]
     carry = probe.program(method, cell)(variables, probe.fresh(method, cell), before).carry
     expected = probe.program(method, cell)(variables, carry, segment)
     act = jax.jit(lambda carry, x, reset: rnn.apply(variables, carry, x, reset, method="step"))
@@ -104,7 +105,8 @@ def test_the_carry_keeps_its_types_in_short_floats(method, dtype):
 @pytest.mark.parametrize("method", ["snap1", "tail-rtrl"])
 def test_batch_major_is_the_same_with_two_axes_exchanged(method, x64):
     cell = "gru"
-    variables, segment = probe.draw_variables(cell, 35), probe.draw_segment(35, T, reset_rate=0.4)
+    variables, segment = probe.draw_variables(cell, 35), probe.draw_segment(35, T)
+    segment.resets[1] = [True, False]
     carry = probe.fresh(method, cell)
     expected = probe.program(method, cell)(variables, carry, segment)
     rnn = probe.core(method, cell).clone(time_major=False)

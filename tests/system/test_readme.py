@@ -35,7 +35,10 @@ def test_every_command_is_one(line):
 
 
 def test_the_table_of_configs_names_what_is_there():
-    named = set(re.findall(r"^\| `(tmaze\w*)`", TEXT, re.M)) | {"tmaze_a20", "tmaze_a40"}
+    named = set(re.findall(r"^\| `((?:tmaze|cartpole)\w*)`", TEXT, re.M)) | {
+        "tmaze_a20",
+        "tmaze_a40",
+    }
     assert named == set(config.shipped())
 
 
