@@ -13,7 +13,7 @@ RUN ?= runs/$(basename $(notdir $(CONFIG)))
 ARGS ?=
 
 # What is locked: the library, every tool, and the optional parts that the tests exercise.
-EXTRAS := dev docs minigrid popgym ray
+EXTRAS := dev docs minigrid popgym ray sparsity
 
 .DEFAULT_GOAL := help
 .PHONY: help train test test-all test-lowest lint format bench figure docs lock clean
@@ -42,7 +42,7 @@ test-all: $(READY) ## every test, slow and learning ones too
 test-lowest: $(READY) ## the fast tests on the oldest dependencies that pyproject.toml allows
 	$(PY) -m venv --clear .venv-lowest
 	$(UV) pip install -p .venv-lowest/bin/python --resolution lowest-direct \
-		-e ".[minigrid,popgym,test]"
+		-e ".[minigrid,popgym,sparsity,test]"
 	.venv-lowest/bin/python -m pytest -m "not slow and not learning" $(ARGS)
 
 lint: $(READY) ## formatting, lint and types, changing nothing

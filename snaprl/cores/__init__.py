@@ -2,10 +2,50 @@
 
 from snaprl.cores.bptt import BPTT
 from snaprl.cores.frozen import Frozen
+from snaprl.cores.kronecker import KFRTRL, OKRTRL
 from snaprl.cores.masks import Mask
 from snaprl.cores.online_rnn import OnlineRNN
+from snaprl.cores.ours import (
+    ELSTMCell,
+    IndRNNCell,
+    LayerNormGRUCell,
+    LayerNormLSTMCell,
+    LRUCell,
+    RTUCell,
+    SparseGRUCell,
+    SparseLSTMCell,
+    SparseSimpleCell,
+)
+from snaprl.cores.rewire import rewire
+from snaprl.cores.rflo import RFLO, EProp
 from snaprl.cores.rtrl import RTRL
 from snaprl.cores.snap import SnAp
-from snaprl.cores.types import CoreState, GradientMethod
+from snaprl.cores.types import CoreState, GradientMethod, Sparsity
+from snaprl.cores.uoro import UORO
 
-__all__ = ["BPTT", "RTRL", "CoreState", "Frozen", "GradientMethod", "Mask", "OnlineRNN", "SnAp"]
+__all__ = [
+    "BPTT",
+    "KFRTRL",
+    "OKRTRL",
+    "RFLO",
+    "RTRL",
+    "UORO",
+    "CoreState",
+    "ELSTMCell",
+    "EProp",
+    "Frozen",
+    "GradientMethod",
+    "IndRNNCell",
+    "LRUCell",
+    "LayerNormGRUCell",
+    "LayerNormLSTMCell",
+    "Mask",
+    "OnlineRNN",
+    "RTUCell",
+    "SnAp",
+    "SparseGRUCell",
+    "SparseLSTMCell",
+    "SparseSimpleCell",
+    "Sparsity",
+    "rewire",
+]

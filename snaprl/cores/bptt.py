@@ -10,13 +10,17 @@ Complexity Learning Algorithm for Fully Recurrent Continually Running Networks",
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Protocol
 
 import flax.linen as nn
+import jax
 
-from snaprl.cores import segment
-from snaprl.cores.types import Array, CoreState, Params, PyTree
+from snaprl.cores import backprop, general, segment
+from snaprl.cores.cells import is_unitwise, unitwise
+from snaprl.cores.types import Array, CoreState, Params, PyTree, Sparsity
 from snaprl.cores.unitwise import (
+    Block,
     Entries,
     UnitwiseCell,
     Vector,
@@ -30,22 +34,44 @@ from snaprl.cores.unitwise import (
 class Tail(Protocol):
     """A method whose influence can stand for the past of another: `SnAp`, `RTRL`."""
 
-    @property
-    def memory(self) -> segment.Memory:
+    def memory(self, cell: nn.RNNCellBase, sparsity: Sparsity) -> segment.Memory:
         """How the influence starts, advances, and meets the adjoint."""
         ...
 
+    def pattern(
+        self, cell: nn.RNNCellBase, params: Params, mask: Params, inputs: Array, like: PyTree = ()
+    ) -> PyTree:
+        """See `GradientMethod.pattern`."""
+        ...
+
     def init(
-        self, cell: nn.RNNCellBase, params: Params, mask: Params, batch_size: int, key: Array
+        self,
+        cell: nn.RNNCellBase,
+        params: Params,
+        sparsity: Sparsity,
+        batch_size: int,
+        key: Array,
     ) -> PyTree:
         """See `GradientMethod.init`."""
         ...
 
+    def transfer(
+        self,
+        cell: nn.RNNCellBase,
+        params: Params,
+        before: Sparsity,
+        after: Sparsity,
+        influence: PyTree,
+    ) -> PyTree:
+        """See `GradientMethod.transfer`."""
+        ...
+
 
 NOTHING = segment.Memory(
-    init=lambda cell, params, batch_size: (),
-    advance=lambda cell, params, mask, linearised, influence: influence,
-    contract=lambda influence, lambda_0, reset: None,
+    init=lambda cell, params, sparsity, batch_size: (),
+    advance=lambda cell, params, sparsity, linearised, influence: influence,
+    contract=lambda cell, params, sparsity, influence, lambda_0: None,
+    transfer=lambda cell, params, before, after, influence: influence,
 )
 
 
@@ -56,44 +82,134 @@ class BPTT:
     Attributes:
       tail: the method whose influence stands for everything before the segment; None truncates.
         With `RTRL()` the gradient is exact.
+      pieces: memory for time. The segment is cut into so many pieces; the backward pass keeps the
+        state between them and computes the rest again.
+
+    Raises:
+      ValueError: there is not even one piece.
     """
 
     tail: Tail | None = None
+    pieces: int = 1
+
+    def __post_init__(self):
+        if not isinstance(self.pieces, int) or self.pieces < 1:
+            raise ValueError(f"BPTT(pieces={self.pieces}): a segment has 1, 2, ... pieces")
+
+    def pattern(
+        self, cell: nn.RNNCellBase, params: Params, mask: Params, inputs: Array, like: PyTree = ()
+    ) -> PyTree:
+        """The tail's; () without one."""
+        return self.tail.pattern(cell, params, mask, inputs, like) if self.tail else ()
 
     def init(
-        self, cell: nn.RNNCellBase, params: Params, mask: Params, batch_size: int, key: Array
+        self,
+        cell: nn.RNNCellBase,
+        params: Params,
+        sparsity: Sparsity,
+        batch_size: int,
+        key: Array,
     ) -> PyTree:
         """The tail's influence; () without one."""
-        return self.tail.init(cell, params, mask, batch_size, key) if self.tail else ()
+        return self.tail.init(cell, params, sparsity, batch_size, key) if self.tail else ()
+
+    def transfer(
+        self,
+        cell: nn.RNNCellBase,
+        params: Params,
+        before: Sparsity,
+        after: Sparsity,
+        influence: PyTree,
+    ) -> PyTree:
+        """See `GradientMethod.transfer`."""
+        if self.tail is None:
+            return influence
+        return self.tail.transfer(cell, params, before, after, influence)
 
     def unroll(
         self,
         cell: nn.RNNCellBase,
         params: Params,
-        mask: Params,
+        sparsity: Sparsity,
         state: CoreState,
         xs: Array,
         resets: Array | None,
     ) -> tuple[CoreState, Array]:
         """See `GradientMethod.unroll`."""
-        memory = self.tail.memory if self.tail else NOTHING
-        return segment.unroll(cell, full_adjoint, memory, params, mask, state, xs, resets)
+        if self.pieces == 1 and is_unitwise(cell) and unitwise(cell).exact:
+            memory = self.tail.memory(cell, sparsity) if self.tail else NOTHING
+            rule = segment.by_adjoint(full_adjoint, memory)
+            return segment.unroll(cell, rule, params, sparsity, state, xs, resets)
+        hidden, influence = jax.lax.stop_gradient(state)
+        if self.tail is not None:
+            contract, influence = _tail(self.tail, cell, params, sparsity, state, xs, resets)
+            hidden = backprop.attach(params, hidden, contract)
+        hidden, ys = backprop.unroll(cell, params, hidden, xs, resets, pieces=self.pieces)
+        return jax.lax.stop_gradient(CoreState(hidden, influence)), ys
+
+
+def _tail(
+    tail: Tail,
+    cell: nn.RNNCellBase,
+    params: Params,
+    sparsity: Sparsity,
+    state: CoreState,
+    xs: Array,
+    resets: Array | None,
+) -> tuple[backprop.Contract, PyTree]:
+    """How the tail's influence meets dL/dh_0, and what becomes of it over the segment."""
+    fixed, state, xs = jax.lax.stop_gradient((params, state, xs))
+    if not is_unitwise(cell):
+
+        def contract(ct: PyTree) -> Params:
+            lambda_ = general.as_state(ct).astype(state.influence.dtype)
+            return general.contract(fixed, sparsity, state.influence, lambda_)
+
+        return contract, general.influence_after(cell, fixed, sparsity, state, xs, resets)
+    view, memory = unitwise(cell), tail.memory(cell, sparsity)
+
+    def contract(ct: PyTree) -> Params:
+        dtype = segment.influence_dtype(fixed)
+        lambda_ = tuple(x.astype(dtype) for x in segment.pack(ct))
+        lambda_ = memory.lift(sparsity, lambda_)
+        return memory.contract(view, fixed, sparsity, state.influence, lambda_)
+
+    start = segment.initial_state(cell, xs[0])
+    linearised = segment.linearise(view, fixed, start, segment.pack(state.hidden), xs, resets)
+    return contract, memory.advance(view, fixed, sparsity, linearised, state.influence)
 
 
 def full_adjoint(
-    cell: UnitwiseCell, params: Params, linearised: segment.Linearised, ct_ys: Array
+    cell: UnitwiseCell,
+    params: Params,
+    sparsity: Sparsity,
+    linearised: segment.Linearised,
+    ct_ys: Array,
 ) -> tuple[Vector, Vector]:
     """`lambda_t = dL_t/dh_t + D_{t+1}^T lambda_{t+1}`, with the whole of (8)."""
-    kernel = joined_layer(params, cell.recurrent)[0].astype(ct_ys.dtype).T  # [G N, N]
+    del sparsity
+    transpose = dynamics_transposed(cell, params, ct_ys)
+    steps = (linearised.derivatives.sigma, linearised.derivatives.delta)
+    return segment.backward(transpose, steps, cell, linearised, ct_ys)
 
-    def transpose(lambda_: Vector, steps: tuple) -> Entries:
-        sigma, delta = steps
+
+def dynamics_transposed(
+    cell: UnitwiseCell, params: Params, like: Array
+) -> Callable[[Vector, tuple[Block, Block]], Entries]:
+    """Returns `(lambda, (sigma, delta)) -> D^T lambda`, of (8): U x `[..., N]`."""
+    kernel = None  # of the recurrent layers, transposed: [G N, N]
+    if cell.recurrent:
+        kernel = joined_layer(params, cell.recurrent)[0].astype(like.dtype).T
+
+    def transpose(lambda_: Vector, step: tuple[Block, Block]) -> Entries:
+        sigma, delta = step
         through_units = vector_block(lambda_, delta)
+        if kernel is None:
+            return through_units
         through_weights = join(vector_block(lambda_, sigma), lambda_[0]) @ kernel
         return tuple(
             total((x, through_weights if u == cell.read else None))
             for u, x in enumerate(through_units)
         )
 
-    steps = (linearised.derivatives.sigma, linearised.derivatives.delta)
-    return segment.backward(transpose, steps, cell, linearised, ct_ys)
+    return transpose

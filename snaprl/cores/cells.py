@@ -5,7 +5,7 @@ own names. The derivatives are written out: a vjp of phi costs about twice the t
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,8 @@ import jax.numpy as jnp
 
 from snaprl.cores.types import Array
 from snaprl.cores.unitwise import Derivatives, UnitwiseCell, Vector
+
+Cell = TypeVar("Cell", bound=nn.RNNCellBase)
 
 
 class Activation(NamedTuple):
@@ -37,34 +39,44 @@ _SLOPE_FROM_VALUE: dict[Callable, Callable[[Array], Array]] = {
 }
 
 
+def is_unitwise(cell: nn.RNNCellBase) -> bool:
+    """Whether `cell` is known to be unit-wise; of a subclass that is not known."""
+    return type(cell) in _VIEWS
+
+
 def unitwise(cell: nn.RNNCellBase) -> UnitwiseCell:
     """Returns `cell` as a `UnitwiseCell`.
 
     Raises:
       TypeError: `cell` is none of the cells that are known to be unit-wise.
     """
-    for kind, view in _VIEWS.items():
-        if type(cell) is kind:
-            return view(cell)
+    if is_unitwise(cell):
+        return _VIEWS[type(cell)](cell)
     known = ", ".join(kind.__name__ for kind in _VIEWS)
     raise TypeError(
-        f"{type(cell).__name__} is not a cell whose gradient can be followed online; "
-        f"use one of flax's {known}"
+        f"{type(cell).__name__} is not known to be unit-wise, as this method needs it; use SnAp, "
+        f"RTRL or BPTT, which take any cell, or one of {known}"
     )
+
+
+def register(kind: type[Cell], view: Callable[[Cell], UnitwiseCell]) -> None:
+    """Makes `kind`, and none of its subclasses, a cell that `unitwise` knows."""
+    _VIEWS[kind] = view
 
 
 def _simple(cell: nn.SimpleCell) -> UnitwiseCell:
     activation = Activation(cell.activation_fn)
 
-    def phi(a: Vector, s: Vector, h: Vector) -> tuple[Vector, tuple]:
+    def phi(a: Vector, s: Vector, h: Vector, w: Vector) -> tuple[Vector, tuple]:
+        del w
         pre = a[0] + s[0]
         if cell.residual:
             pre = pre + h[0]
         value, slope = activation(pre)
         return (value,), (value, slope)
 
-    def derivatives(saved: tuple, h_tm1: Vector) -> Derivatives:
-        del h_tm1
+    def derivatives(saved: tuple, h_tm1: Vector, w: Vector) -> Derivatives:
+        del h_tm1, w
         slope = activation.slope(*saved)
         return Derivatives(((slope,),), ((slope,),), ((slope if cell.residual else None,),))
 
@@ -74,13 +86,15 @@ def _simple(cell: nn.SimpleCell) -> UnitwiseCell:
 def _gru(cell: nn.GRUCell) -> UnitwiseCell:
     gate, activation = Activation(cell.gate_fn), Activation(cell.activation_fn)
 
-    def phi(a: Vector, s: Vector, h: Vector) -> tuple[Vector, tuple]:
+    def phi(a: Vector, s: Vector, h: Vector, w: Vector) -> tuple[Vector, tuple]:
+        del w
         r, dr = gate(a[0] + s[0])
         z, dz = gate(a[1] + s[1])
         n, dn = activation(a[2] + r * s[2])
         return ((1 - z) * n + z * h[0],), (r, dr, z, dz, n, dn, s[2])
 
-    def derivatives(saved: tuple, h_tm1: Vector) -> Derivatives:
+    def derivatives(saved: tuple, h_tm1: Vector, w: Vector) -> Derivatives:
+        del w
         r, dr, z, dz, n, dn, s_n = saved
         n_pre = (1 - z) * activation.slope(n, dn)
         r_pre = n_pre * s_n * gate.slope(r, dr)
@@ -96,12 +110,14 @@ def _gru(cell: nn.GRUCell) -> UnitwiseCell:
 def _mgu(cell: nn.MGUCell) -> UnitwiseCell:
     gate, activation = Activation(cell.gate_fn), Activation(cell.activation_fn)
 
-    def phi(a: Vector, s: Vector, h: Vector) -> tuple[Vector, tuple]:
+    def phi(a: Vector, s: Vector, h: Vector, w: Vector) -> tuple[Vector, tuple]:
+        del w
         f, df = gate(a[0] + s[0])
         n, dn = activation(a[1] + (f * s[1] if cell.reset_gate else s[1]))
         return ((1 - f) * n + f * h[0],), (f, df, n, dn, s[1])
 
-    def derivatives(saved: tuple, h_tm1: Vector) -> Derivatives:
+    def derivatives(saved: tuple, h_tm1: Vector, w: Vector) -> Derivatives:
+        del w
         f, df, n, dn, s_n = saved
         n_pre = (1 - f) * activation.slope(n, dn)
         through_n = n_pre * s_n if cell.reset_gate else 0
@@ -117,7 +133,8 @@ def _mgu(cell: nn.MGUCell) -> UnitwiseCell:
 def _lstm(cell: nn.LSTMCell | nn.OptimizedLSTMCell) -> UnitwiseCell:
     gate, activation = Activation(cell.gate_fn), Activation(cell.activation_fn)
 
-    def phi(a: Vector, s: Vector, h: Vector) -> tuple[Vector, tuple]:
+    def phi(a: Vector, s: Vector, h: Vector, w: Vector) -> tuple[Vector, tuple]:
+        del w
         i, di = gate(a[0] + s[0])
         f, df = gate(a[1] + s[1])
         g, dg = activation(a[2] + s[2])
@@ -126,7 +143,8 @@ def _lstm(cell: nn.LSTMCell | nn.OptimizedLSTMCell) -> UnitwiseCell:
         squashed, dsquashed = activation(c)
         return (c, o * squashed), (i, di, f, df, g, dg, o, do, squashed, dsquashed)
 
-    def derivatives(saved: tuple, h_tm1: Vector) -> Derivatives:
+    def derivatives(saved: tuple, h_tm1: Vector, w: Vector) -> Derivatives:
+        del w
         i, di, f, df, g, dg, o, do, squashed, dsquashed = saved
         to_c = (g * gate.slope(i, di), h_tm1[0] * gate.slope(f, df), i * activation.slope(g, dg))
         c_to_h = o * activation.slope(squashed, dsquashed)
@@ -143,6 +161,7 @@ def _lstm(cell: nn.LSTMCell | nn.OptimizedLSTMCell) -> UnitwiseCell:
         1,
         phi,
         derivatives,
+        outputs=(1,),
     )
 
 

@@ -61,13 +61,13 @@ class Mask:
                 )
 
     def tree(self) -> dict[str, Any]:
-        """The mask as nested dicts of boolean arrays."""
+        """The mask as nested dicts of boolean numpy arrays."""
         nested: dict[str, Any] = {}
         for (*folders, last), leaf in self.leaves.items():
             place = nested
             for folder in folders:
                 place = place.setdefault(folder, {})
-            place[last] = jnp.asarray(leaf, bool)
+            place[last] = leaf.astype(bool)
         return nested
 
 

@@ -1,5 +1,7 @@
 """`OnlineRNN`: a flax recurrent layer whose gradient does not stop at the segment's edge."""
 
+import functools
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from snaprl.cores import segment
-from snaprl.cores.cells import unitwise
 from snaprl.cores.masks import Mask, apply_mask
 from snaprl.cores.snap import SnAp
-from snaprl.cores.types import Array, CoreState, GradientMethod, PyTree
+from snaprl.cores.stand_in import stand_in
+from snaprl.cores.types import Array, CoreState, GradientMethod, PyTree, Sparsity
 
 
 class OnlineRNN(nn.Module):
@@ -58,19 +60,26 @@ class OnlineRNN(nn.Module):
           input_shape: `(B, M)`, streams and inputs, as flax cells take it.
 
         Raises:
-          ValueError: `input_shape` is not `(B, M)`, or the mask does not fit the cell.
+          ValueError: `input_shape` is not `(B, M)`, the mask does not fit the cell, or the
+            influence does not fit into memory.
         """
-        if len(input_shape) != 2:
-            raise ValueError(f"input_shape is {tuple(input_shape)}; it must be (streams, inputs)")
+        if len(input_shape) != 1 + self.cell.num_feature_axes:
+            axes = ", ".join(["streams", *["inputs"] * self.cell.num_feature_axes])
+            raise ValueError(f"input_shape is {tuple(input_shape)}; it must be ({axes})")
         cell = self._unbound_cell()
         hidden_key, method_key = jax.random.split(rng)
         hidden = cell.initialize_carry(hidden_key, tuple(input_shape))
         params = jax.eval_shape(cell.init, hidden_key, hidden, jnp.zeros(input_shape))["params"]
-        mask = self._mask()
-        if mask is not None:
-            mask.check(params)
-        tree = {} if mask is None else mask.tree()
-        influence = self.method.init(cell, _plain(params), tree, input_shape[0], method_key)
+        sparsity = self._sparsity(_plain(params), jnp.zeros(input_shape))
+        _check_size(
+            jax.eval_shape(
+                lambda: self.method.init(
+                    cell, _plain(params), sparsity, input_shape[0], jax.random.key(0)
+                )
+            ),
+            input_shape[0],
+        )
+        influence = self.method.init(cell, _plain(params), sparsity, input_shape[0], method_key)
         return CoreState(hidden, influence)
 
     def __call__(
@@ -89,16 +98,17 @@ class OnlineRNN(nn.Module):
         Raises:
           ValueError: a shape or type does not fit; the sentence names it.
         """
-        if jnp.ndim(xs) != 3:
-            axes = "[T, B, M]" if self.time_major else "[B, T, M]"
+        if jnp.ndim(xs) != 2 + self.cell.num_feature_axes:
+            axes = "T, B" if self.time_major else "B, T"
+            axes = f"[{axes}{', M' * self.cell.num_feature_axes}]"
             raise ValueError(f"xs has shape {jnp.shape(xs)}; a segment of inputs is {axes}")
         _check_resets("resets", resets, jnp.shape(xs)[:2])
         if not self.time_major:
             xs = jnp.swapaxes(xs, 0, 1)
             resets = None if resets is None else jnp.swapaxes(resets, 0, 1)
-        params, mask = self._parameters(carry, xs[0])
-        self._check_influence(carry, params, mask, xs[0])
-        carry, ys = self.method.unroll(self._unbound_cell(), params, mask, carry, xs, resets)
+        params, sparsity = self._parameters(carry, xs[0])
+        self._check_influence(carry, params, sparsity, xs[0])
+        carry, ys = self.method.unroll(self._unbound_cell(), params, sparsity, carry, xs, resets)
         return carry, ys if self.time_major else jnp.swapaxes(ys, 0, 1)
 
     def step(
@@ -114,57 +124,131 @@ class OnlineRNN(nn.Module):
         Returns:
           `(carry, y)` with `y [B, N]`.
         """
-        if jnp.ndim(x) != 2:
-            raise ValueError(f"x has shape {jnp.shape(x)}; one step's inputs are [B, M]")
+        if jnp.ndim(x) != 1 + self.cell.num_feature_axes:
+            axes = f"[B{', M' * self.cell.num_feature_axes}]"
+            raise ValueError(f"x has shape {jnp.shape(x)}; one step's inputs are {axes}")
         params, _ = self._parameters(carry, x)
+        cell = self._unbound_cell()
+        if stand_in(self.cell) is not None:  # for a single step, the cell itself is faster
+            params, cell = self.cell.variables["params"], self.cell.clone(parent=None, name=None)
         _check_resets("reset", reset, x.shape[:1])
-        hidden, y = segment.step(self._unbound_cell(), params, carry.hidden, x, reset)
+        hidden, y = segment.step(cell, params, carry.hidden, x, reset)
         return carry._replace(hidden=hidden), y
 
     @nn.nowrap
     def _mask(self) -> Mask | None:
         assert not isinstance(self.mask, Mapping)  # __post_init__ saw to it
-        return self.mask
+        other = stand_in(self.cell)
+        if other is None:
+            return self.mask
+        if self.mask is not None:
+            raise ValueError(
+                f"mask is given for a {type(self.cell).__name__}, whose own attributes say which "
+                f"weights it has; use {type(other.cell).__name__} with a mask"
+            )
+        return other.mask
 
     @nn.nowrap
     def _unbound_cell(self) -> nn.RNNCellBase:
-        return self.cell.clone(parent=None, name=None)
+        other = stand_in(self.cell)
+        return self.cell.clone(parent=None, name=None) if other is None else other.cell
 
-    def _parameters(self, carry: CoreState, x: Array) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _parameters(self, carry: CoreState, x: Array) -> tuple[dict[str, Any], Sparsity]:
         """The cell's parameters, masked, and the mask; created here at `init`."""
         self._check_hidden(carry, x)
         if self.is_initializing():
             self.cell(carry.hidden, x)
         params = _plain(self.cell.variables["params"])
-        mask = self._mask()
-        if mask is None:
-            return params, {}
-        mask.check(params)
+        other = stand_in(self.cell)
+        params = params if other is None else other.params(params)
+        fixed = self._sparsity(params, x)
+        if self.mask is None:
+            return params, fixed
         if self.is_initializing() and not self.has_variable("sparsity", "cell"):
             # not `self.variable`, which would not share the name with the submodule: so the masks
             # lie beside the parameters, under the same names
-            self.put_variable("sparsity", "cell", mask.tree())
-        tree = self.get_variable("sparsity", "cell", default=None)
-        tree = mask.tree() if tree is None else _plain(tree)
-        return apply_mask(params, tree), tree
+            self.put_variable("sparsity", "cell", fixed.mask)
+            if fixed.pattern != ():
+                self.put_variable("sparsity", "pattern", fixed.pattern)
+        mask = self.get_variable("sparsity", "cell", default=None)
+        mask = fixed.mask if mask is None else _plain(mask)
+        pattern = self.get_variable("sparsity", "pattern", default=fixed.pattern)
+        return apply_mask(params, mask), Sparsity(mask, pattern)
+
+    @nn.nowrap
+    def _sparsity(self, params: dict[str, Any], x: Array) -> Sparsity:
+        """The module's own mask, and what the method makes of it."""
+        mask = self._mask()
+        shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+        leaves, structure = jax.tree.flatten(shapes)
+        inputs: Any = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        cell: Any = self._unbound_cell()
+        make = _sparsity if _hashable(cell) else _sparsity.__wrapped__
+        return make(self.method, cell, mask, structure, tuple(leaves), inputs)
 
     @nn.nowrap
     def _check_hidden(self, carry: CoreState, x: Array) -> None:
         """Compares the hidden state with what the cell starts from."""
-        unitwise(self.cell)
         cell = self._unbound_cell()
         expected = jax.eval_shape(lambda: cell.initialize_carry(jax.random.key(0), x.shape))
         _compare("carry.hidden", carry.hidden, expected, x.shape[0])
 
     @nn.nowrap
     def _check_influence(
-        self, carry: CoreState, params: dict[str, Any], mask: dict[str, Any], x: Array
+        self, carry: CoreState, params: dict[str, Any], sparsity: Sparsity, x: Array
     ) -> None:
         cell, method, streams = self._unbound_cell(), self.method, x.shape[0]
         expected = jax.eval_shape(
-            lambda: method.init(cell, params, mask, streams, jax.random.key(0))
+            lambda: method.init(cell, params, sparsity, streams, jax.random.key(0))
         )
         _compare("carry.influence", carry.influence, expected, streams)
+
+
+@functools.lru_cache(maxsize=32)
+def _sparsity(
+    method: GradientMethod,
+    cell: nn.RNNCellBase,
+    mask: Mask | None,
+    structure: Any,
+    leaves: tuple[jax.ShapeDtypeStruct, ...],
+    inputs: Any,
+) -> Sparsity:
+    """Made once for a module: following a pattern through a large core takes its time."""
+    params = jax.tree.unflatten(structure, leaves)
+    if mask is not None:
+        mask.check(params)
+    tree = {} if mask is None else mask.tree()
+    return Sparsity(tree, method.pattern(cell, params, tree, inputs))
+
+
+def _check_size(influence: PyTree, streams: int) -> None:
+    """Raises where the influence does not fit into memory, before it is tried."""
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(influence))
+    room = _memory()
+    if size > room:
+        fits = int(room * streams // size)
+        way = f"{fits} streams would fit" if fits else "not even one stream would fit"
+        raise ValueError(
+            f"the influence takes {size / 2**30:.1f} GiB for {streams} streams, of "
+            f"{room / 2**30:.1f} GiB; {way}, and a lower order or a sparser mask takes less"
+        )
+
+
+def _memory() -> int:
+    """Bytes of the device that arrays are put on."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _hashable(cell: nn.RNNCellBase) -> bool:
+    """A cell of cells is not, while it is bound; then a pattern is made at every trace."""
+    try:
+        hash(cell)
+    except TypeError:
+        return False
+    return True
 
 
 def _plain(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,66 +10,105 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from snaprl.cores import segment
-from snaprl.cores.bptt import full_adjoint
-from snaprl.cores.cells import unitwise
+from snaprl.cores import general, pairs, reach, segment
+from snaprl.cores.bptt import BPTT, full_adjoint
+from snaprl.cores.cells import is_unitwise, unitwise
 from snaprl.cores.masks import apply_mask
-from snaprl.cores.types import Array, CoreState, Params, PyTree
+from snaprl.cores.method import Remembering
+from snaprl.cores.types import Array, CoreState, Params, PyTree, Sparsity
 from snaprl.cores.unitwise import (
     Derivatives,
     Entries,
     Entry,
     UnitwiseCell,
     Vector,
+    dense,
     plain_total,
     total,
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class RTRL:
+class RTRL(Remembering):
     """Exact, whatever the split into segments: `J_t = I_t + D_t J_tm1` (2).
 
     Inside a segment the exact gradient is backpropagation's, so (3) is had as (16): the influence
-    meets the adjoint once, at the segment's start.
+    meets the adjoint once, at the segment's start. Where the recurrent weights are sparse, what is
+    zero by structure is not stored.
     """
 
-    @property
-    def memory(self) -> segment.Memory:
+    def memory(self, cell: nn.RNNCellBase, sparsity: Sparsity) -> segment.Memory:
         """The influence of (2), as the tail of another method may carry it."""
-        return EXACT
+        del cell
+        return EXACT if sparsity.pattern == () else pairs.MEMORY
+
+    def pattern(
+        self, cell: nn.RNNCellBase, params: Params, mask: Params, inputs: Array, like: PyTree = ()
+    ) -> PyTree:
+        """Which units a weight ever reaches; () where the recurrent weights are dense."""
+        if not is_unitwise(cell):
+            return general.pattern(cell, params, mask, inputs, reach.EVERYTHING)
+        view = unitwise(cell)
+        if not sparse(view, mask):
+            return ()
+        return pairs.pattern(view, params, mask, reach.EVERYTHING, like)
+
+    def adjoint(self, cell: nn.RNNCellBase, sparsity: Sparsity) -> segment.Adjoint:
+        """Backpropagation's: inside the segment it is exact already."""
+        del cell, sparsity
+        return full_adjoint
 
     def init(
-        self, cell: nn.RNNCellBase, params: Params, mask: Params, batch_size: int, key: Array
+        self,
+        cell: nn.RNNCellBase,
+        params: Params,
+        sparsity: Sparsity,
+        batch_size: int,
+        key: Array,
     ) -> PyTree:
-        """Zeros: U trees shaped like `params`, streams and then units (rows) in front."""
-        del mask, key
-        return _init(unitwise(cell), params, batch_size)
+        """Zeros: U trees shaped like `params`, streams and then units (rows) in front.
+
+        With sparse recurrent weights, or a cell that is not unit-wise, those of `SnAp`.
+        """
+        if not is_unitwise(cell):
+            return general.init(params, sparsity, batch_size)
+        return super().init(cell, params, sparsity, batch_size, key)
 
     def unroll(
         self,
         cell: nn.RNNCellBase,
         params: Params,
-        mask: Params,
+        sparsity: Sparsity,
         state: CoreState,
         xs: Array,
         resets: Array | None,
     ) -> tuple[CoreState, Array]:
         """See `GradientMethod.unroll`."""
-        return segment.unroll(cell, full_adjoint, EXACT, params, mask, state, xs, resets)
+        return BPTT(tail=self).unroll(cell, params, sparsity, state, xs, resets)
 
 
-def _init(cell: UnitwiseCell, params: Params, batch_size: int) -> tuple[Params, ...]:
+def sparse(cell: UnitwiseCell, mask: Params) -> bool:
+    """Whether the recurrent weights of the cell are sparse, so that (4) leaves something out."""
+    return any("kernel" in mask.get(name, {}) for name in cell.recurrent)
+
+
+def _init(
+    cell: UnitwiseCell, params: Params, sparsity: Sparsity, batch_size: int
+) -> tuple[Params, ...]:
+    del sparsity
     dtype = segment.influence_dtype(params)
     shape = (batch_size, cell.features)
-    zeros = jax.tree.map(lambda p: jnp.zeros((*shape, *p.shape), dtype), params)
-    return (zeros,) * cell.states
+    # not one tree U times: a buffer that is there twice cannot be donated
+    return tuple(
+        jax.tree.map(lambda p: jnp.zeros((*shape, *p.shape), dtype), params)
+        for _ in range(cell.states)
+    )
 
 
 def _advance(
     cell: UnitwiseCell,
     params: Params,
-    mask: Params,
+    sparsity: Sparsity,
     linearised: segment.Linearised,
     influence: tuple[Params, ...],
 ) -> tuple[Params, ...]:
@@ -84,6 +123,7 @@ def _advance(
             I_t = {
                 **_immediate(params, cell.inputs, x_t, derivatives.alpha[u]),
                 **_immediate(params, cell.recurrent, read_tm1, derivatives.sigma[u]),
+                **_immediate_local(cell, derivatives.local[u] if cell.local else (), read_tm1),
             }
 
             def row(
@@ -98,7 +138,7 @@ def _advance(
                 return total((now, mixed, *through_units))
 
             J_t.append(jax.tree.map(row, I_t, *J_tm1))
-        return tuple(apply_mask(J, mask) for J in J_t), None
+        return tuple(apply_mask(J, sparsity.mask) for J in J_t), None
 
     steps = (linearised.xs, linearised.h_tm1[cell.read], linearised.derivatives, linearised.resets)
     return segment.scan(step, influence, steps)[0]
@@ -116,9 +156,9 @@ def _immediate(
     params: Params, names: tuple[str, ...], source: Array, gates: Entries
 ) -> dict[str, dict[str, Array]]:
     """I_t for the layers `names` (9): a weight into unit i moves unit i alone."""
-    eye = jnp.eye(params[names[0]]["kernel"].shape[-1], dtype=source.dtype)
     layers = {}
     for name, gate in zip(names, gates, strict=True):
+        eye = jnp.eye(params[name]["kernel"].shape[-1], dtype=source.dtype)
         if gate is None:
             gate = jnp.zeros((source.shape[0], eye.shape[0]), source.dtype)
         bias = gate[:, :, None] * eye[None]  # [B, row, unit]
@@ -128,20 +168,35 @@ def _immediate(
     return layers
 
 
+def _immediate_local(cell: UnitwiseCell, entries: Entries, like: Array) -> dict[str, Array]:
+    """I_t for the parameters that a unit keeps for itself: `[B, row, unit]`."""
+    eye = jnp.eye(like.shape[-1], dtype=like.dtype)
+    return {
+        name: dense(entry, like)[:, :, None] * eye[None]
+        for name, entry in zip(cell.local, entries, strict=True)
+    }
+
+
 def _over_weights(rows: Array, like: Array) -> Array:
     """`[B, N]` broadcast over a parameter's own axes."""
     return rows.reshape(rows.shape + (1,) * (like.ndim - 2))
 
 
-def _contract(influence: tuple[Params, ...], lambda_0: Vector, reset: Array | None) -> Params:
+def _contract(
+    cell: UnitwiseCell,
+    params: Params,
+    sparsity: Sparsity,
+    influence: tuple[Params, ...],
+    lambda_0: Vector,
+) -> Params:
     """`lambda_0 . J_0`, summed over streams and units: the second term of (16)."""
+    del cell, params, sparsity
 
     def leaf(*rows: Array) -> Array:
-        rows = segment.where_reset(reset, 0.0, rows)
         terms = zip(lambda_0, rows, strict=True)
         return plain_total(jnp.einsum("bl,bl...->...", x, J) for x, J in terms)
 
     return jax.tree.map(leaf, *influence)
 
 
-EXACT = segment.Memory(_init, _advance, _contract, full_adjoint)
+EXACT = segment.Memory(_init, _advance, _contract, segment.masked_trees, full_adjoint)

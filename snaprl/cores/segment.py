@@ -23,13 +23,15 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from snaprl.cores.cells import unitwise
-from snaprl.cores.types import Array, CoreState, Params, PyTree
+from snaprl.cores.cells import is_unitwise, unitwise
+from snaprl.cores.masks import apply_mask
+from snaprl.cores.types import Array, CoreState, Params, PyTree, Sparsity
 from snaprl.cores.unitwise import (
     Derivatives,
     Entries,
     UnitwiseCell,
     Vector,
+    dense,
     join,
     joined_layer,
     over_units,
@@ -49,16 +51,59 @@ class Linearised(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """The influence of the weights on the state, before the segment and after it."""
+    """The influence of the weights on the state, before the segment and after it.
 
-    init: Callable  # (cell, params, batch_size) -> influence
-    advance: Callable  # (cell, params, mask, linearised, influence) -> influence
-    contract: Callable  # (influence, lambda_0, reset_1) -> lambda_0 . J_0 or None
+    `contract` takes lambda as `lift` makes it of one vector per state variable; a memory whose own
+    adjoint follows more than that gets from it what `lift` would not know.
+    """
+
+    init: Callable  # (cell, params, sparsity, batch_size) -> influence
+    advance: Callable  # (cell, params, sparsity, linearised, influence) -> influence
+    contract: Callable  # (cell, params, sparsity, influence, lambda_0) -> lambda_0 . J_0 or None
+    transfer: Callable  # (cell, params, sparsity, sparsity afterwards, influence) -> influence
     adjoint: "Adjoint | None" = None  # with this one, a step's gradient is lambda_1 . J_1 (3)
+    lift: Callable = lambda sparsity, lambda_: lambda_
 
 
-# (cell, params, linearised, dL/dys) -> (lambda_1..T, lambda_0), U x [T, B, N] and U x [B, N]
-Adjoint = Callable[[UnitwiseCell, Params, Linearised, Array], tuple[Vector, Vector]]
+# (cell, params, sparsity, linearised, dL/dys) -> (lambda_1..T, lambda_0): U x [T, B, N] for the
+# units' own weights, and what met the influence before the segment
+Adjoint = Callable[[UnitwiseCell, Params, Sparsity, Linearised, Array], tuple[Vector, Vector]]
+
+
+class Rule(NamedTuple):
+    """A method, as `_run` needs it."""
+
+    advance: Callable  # (cell, params, sparsity, linearised, influence) -> influence
+    # (cell, params, sparsity, linearised, influence, influence after, dL/dys) -> (dL/dparams,
+    # lambda_1..T for the units' own weights, U x [T, B, N])
+    gradient: Callable
+
+
+def by_adjoint(adjoint: Adjoint, memory: Memory) -> Rule:
+    """The gradient of an adjoint inside the segment, and of a memory of what came before it."""
+
+    def gradient(
+        cell: UnitwiseCell,
+        params: Params,
+        sparsity: Sparsity,
+        linearised: Linearised,
+        influence: PyTree,
+        after: PyTree,
+        ct_ys: Array,
+    ) -> tuple[Params, Vector]:
+        lambdas, lambda_0 = adjoint(cell, params, sparsity, linearised, ct_ys)
+        own = memory.adjoint is adjoint
+        if own and len(ct_ys) == 1:
+            lambda_1 = memory.lift(sparsity, tuple(x[0] for x in lambdas))
+            return memory.contract(cell, params, sparsity, after, lambda_1), lambdas  # (3)
+        grads = outer_products(cell, params, linearised, lambdas)
+        lambda_0 = lambda_0 if own else memory.lift(sparsity, lambda_0)
+        if linearised.resets is not None:
+            influence = where_reset(linearised.resets[0], 0.0, influence)
+        before = memory.contract(cell, params, sparsity, influence, lambda_0)
+        return grads if before is None else jax.tree.map(jnp.add, grads, before), lambdas
+
+    return Rule(memory.advance, gradient)
 
 
 def where_reset(reset: Array | None, replacement: PyTree, tree: PyTree) -> PyTree:
@@ -76,6 +121,26 @@ def where_reset(reset: Array | None, replacement: PyTree, tree: PyTree) -> PyTre
     if isinstance(replacement, float):
         return jax.tree.map(lambda x: leaf(x, replacement), tree)
     return jax.tree.map(leaf, tree, replacement)
+
+
+def masked_trees(
+    cell: UnitwiseCell,
+    params: Params,
+    before: Sparsity,
+    after: Sparsity,
+    influence: tuple[Params, ...],
+) -> tuple[Params, ...]:
+    """`Memory.transfer` of an influence that is U trees shaped like the parameters."""
+    del cell, params, before
+    return tuple(apply_mask(tree, after.mask) for tree in influence)
+
+
+def gone(resets: Array | None) -> tuple[Array | None, Array | None]:
+    """For each step `[T, ...]`, and for the segment's start `[...]`: did a reset come after it?"""
+    if resets is None:
+        return None, None
+    since = jax.lax.cummax(resets.astype(jnp.int32), axis=0, reverse=True).astype(bool)
+    return jnp.concatenate([since[1:], jnp.zeros_like(since[:1])]), since[0]
 
 
 def influence_dtype(params: Params) -> jnp.dtype:
@@ -108,22 +173,43 @@ def forward(
     linear = _joined if len(xs) > 1 else _separate
     read_input, read_hidden = (linear(params, n, dtype) for n in (cell.inputs, cell.recurrent))
     a = read_input(xs)
+    local = local_params(cell, params, hidden[0])
     state_dtype = jnp.promote_types(dtype, hidden[0].dtype)
     hidden, initial = jax.tree.map(lambda x: x.astype(state_dtype), (hidden, initial))
 
     def step(h_tm1: Vector, inputs: tuple) -> tuple[Vector, tuple]:
         a_t, reset_t = inputs
         h_tm1 = where_reset(reset_t, initial, h_tm1)
-        h_t, saved = cell.phi(a_t, read_hidden(h_tm1[cell.read]), h_tm1)
-        return h_t, (h_tm1, h_t[cell.read], saved)
+        h_t, saved = cell.phi(a_t, read_hidden(h_tm1[cell.read]), h_tm1, local)
+        return h_t, (h_tm1, outputs(cell, h_t), saved)
 
     end, (h_tm1, ys, saved) = scan(step, hidden, (a, resets))
-    derivatives = cell.derivatives(saved, h_tm1)
+    derivatives = cell.derivatives(saved, h_tm1, tuple(w[None] for w in local))
     return end, ys, Linearised(xs, h_tm1, derivatives, resets)
+
+
+def outputs(cell: UnitwiseCell, h_t: Vector) -> Array:
+    """What the rest of the network reads, `[..., N]` or several state variables side by side."""
+    return join(tuple(h_t[u] for u in cell.outputs), h_t[0])
+
+
+def arrivals(cell: UnitwiseCell, ct_ys: Array) -> Entries:
+    """What reaches each state variable from the outputs."""
+    parts = split(ct_ys, len(cell.outputs))
+    return tuple(
+        parts[cell.outputs.index(u)] if u in cell.outputs else None for u in range(cell.states)
+    )
+
+
+def local_params(cell: UnitwiseCell, params: Params, like: Array) -> Vector:
+    """The parameters that a unit keeps for itself, `[1, N]` each."""
+    return tuple(params[name].astype(like.dtype)[None] for name in cell.local)
 
 
 def _joined(params: Params, names: tuple[str, ...], dtype: Dtype) -> Callable:
     """The dense layers `names` as one matrix product: `[..., K]` to G x `[..., N]`."""
+    if not names:
+        return lambda x: ()
     kernel, bias = joined_layer(params, names)
     kernel = kernel.astype(dtype)
     bias = None if bias is None else bias.astype(dtype)
@@ -166,28 +252,48 @@ def backward(
     ct_ys: Array,
 ) -> tuple[Vector, Vector]:
     """Runs `lambda_t = dL_t/dh_t + D_{t+1}^T lambda_{t+1}` backward; `transpose` applies D^T."""
-    end = tuple(jnp.zeros_like(ct_ys[0]) for _ in range(cell.states))
+    like = linearised.h_tm1[0][0]
+    end = tuple(jnp.zeros_like(like) for _ in range(cell.states))
 
     def step(lambda_: Vector, inputs: tuple) -> tuple[Vector, Vector]:
         step_t, reset_t, ct_t = inputs
-        lambda_ = tuple(x + ct_t if u == cell.read else x for u, x in enumerate(lambda_))
-        lambda_tm1 = written_out(transpose(lambda_, step_t), ct_t)
+        lambda_ = tuple(
+            x if ct is None else x + ct for x, ct in zip(lambda_, arrivals(cell, ct_t), strict=True)
+        )
+        lambda_tm1 = written_out(transpose(lambda_, step_t), like)
         return where_reset(reset_t, 0.0, lambda_tm1), lambda_
 
     lambda_0, lambdas = scan(step, end, (steps, linearised.resets, ct_ys), reverse=True)
     return lambdas, lambda_0
 
 
+def immediate_adjoint(
+    cell: UnitwiseCell,
+    params: Params,
+    sparsity: Sparsity,
+    linearised: Linearised,
+    ct_ys: Array,
+) -> tuple[Vector, Vector]:
+    """`lambda_t = dL_t/dh_t`: nothing comes back from a later step."""
+    del params, sparsity
+    zero = jnp.zeros_like(linearised.h_tm1[0])
+    return tuple(dense(ct, zero) for ct in arrivals(cell, ct_ys)), (zero[0],) * cell.states
+
+
 def outer_products(
     cell: UnitwiseCell, params: Params, linearised: Linearised, lambdas: Vector
 ) -> Params:
     """The sum over the segment's steps in (12), for every weight."""
-    alpha, sigma, _ = linearised.derivatives
+    alpha, sigma, _, local = linearised.derivatives
     into_a = written_out(vector_block(lambdas, alpha), lambdas[0])  # G x [T, B, N]
     into_s = written_out(vector_block(lambdas, sigma), lambdas[0])
+    into_w = written_out(vector_block(lambdas, local), lambdas[0])
     read = linearised.h_tm1[cell.read]
-    inputs = _layer_gradient(params, cell.inputs, linearised.xs, into_a)
-    return inputs | _layer_gradient(params, cell.recurrent, read, into_s)
+    return (
+        _layer_gradient(params, cell.inputs, linearised.xs, into_a)
+        | _layer_gradient(params, cell.recurrent, read, into_s)
+        | {name: w.sum((0, 1)) for name, w in zip(cell.local, into_w, strict=True)}
+    )
 
 
 def input_gradient(
@@ -213,47 +319,55 @@ def _layer_gradient(
 
 def _run_plain(
     cell: UnitwiseCell,
-    adjoint: Adjoint,
-    memory: Memory,
+    rule: Rule,
     params: Params,
-    mask: Params,
+    sparsity: Sparsity,
     initial: Vector,
     hidden: Vector,
     influence: PyTree,
     xs: Array,
     resets: Array | None,
 ) -> tuple[Vector, PyTree, Array]:
-    primal = (params, mask, initial, hidden, influence, xs, resets)
-    return _run_forward(cell, adjoint, memory, *primal)[0]
+    primal = (params, sparsity, initial, hidden, influence, xs, resets)
+    return _run_forward(cell, rule, *primal)[0]
 
 
-def _run_forward(cell, adjoint, memory, params, mask, initial, hidden, influence, xs, resets):
-    del adjoint
-    end, ys, linearised = forward(cell, params, initial, hidden, xs, resets)
+def linearise(
+    cell: UnitwiseCell,
+    params: Params,
+    initial: Vector,
+    hidden: Vector,
+    xs: Array,
+    resets: Array | None,
+) -> Linearised:
+    """What `forward` linearised, in the influence's type."""
+    return _long(forward(cell, params, initial, hidden, xs, resets)[2], params)
+
+
+def _long(linearised: Linearised, params: Params) -> Linearised:
     dtype = influence_dtype(params)
-    linearised = jax.tree.map(lambda x: x.astype(dtype), linearised._replace(resets=None))
-    linearised = linearised._replace(resets=resets)
-    after = memory.advance(cell, params, mask, linearised, influence)
-    return (end, after, ys), (params, influence, after, xs, linearised)
+    long = jax.tree.map(lambda x: x.astype(dtype), linearised._replace(resets=None))
+    return long._replace(resets=linearised.resets)
 
 
-def _run_backward(cell, adjoint, memory, residuals, cotangents):
-    params, influence, after, xs, linearised = residuals
-    resets = linearised.resets
+def _run_forward(cell, rule, params, sparsity, initial, hidden, influence, xs, resets):
+    end, ys, linearised = forward(cell, params, initial, hidden, xs, resets)
+    linearised = _long(linearised, params)
+    after = rule.advance(cell, params, sparsity, linearised, influence)
+    return (end, after, ys), (params, sparsity, influence, after, xs, linearised)
+
+
+def _run_backward(cell, rule, residuals, cotangents):
+    params, sparsity, influence, after, xs, linearised = residuals
     ct_ys = cotangents[2].astype(influence_dtype(params))  # nothing flows back from the end state
-    lambdas, lambda_0 = adjoint(cell, params, linearised, ct_ys)
-    if len(xs) == 1 and memory.adjoint is adjoint:
-        grads = memory.contract(after, tuple(x[0] for x in lambdas), None)  # (3)
-    else:
-        grads = outer_products(cell, params, linearised, lambdas)
-        before = memory.contract(influence, lambda_0, None if resets is None else resets[0])
-        grads = grads if before is None else jax.tree.map(jnp.add, grads, before)
+    arguments = (params, sparsity, linearised, influence, after, ct_ys)
+    grads, lambdas = rule.gradient(cell, *arguments)
     grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
     ct_xs = input_gradient(cell, params, linearised, lambdas).astype(xs.dtype)
     return grads, None, None, None, None, ct_xs, None
 
 
-_run = jax.custom_vjp(_run_plain, nondiff_argnums=(0, 1, 2))
+_run = jax.custom_vjp(_run_plain, nondiff_argnums=(0, 1))
 _run.defvjp(_run_forward, _run_backward)
 
 
@@ -274,22 +388,20 @@ def initial_state(cell: nn.RNNCellBase, xs_t: Array) -> Vector:
 
 def unroll(
     cell: nn.RNNCellBase,
-    adjoint: Adjoint,
-    memory: Memory,
+    rule: Rule,
     params: Params,
-    mask: Params,
+    sparsity: Sparsity,
     state: CoreState,
     xs: Array,
     resets: Array | None,
 ) -> tuple[CoreState, Array]:
     """`GradientMethod.unroll` for a flax cell that is unit-wise, with the given choices."""
-    hidden = pack(state.hidden)
+    view, hidden = unitwise(cell), pack(state.hidden)
     end, influence, ys = _run(
-        unitwise(cell),
-        adjoint,
-        memory,
+        view,
+        rule,
         params,
-        mask,
+        sparsity,
         initial_state(cell, xs[0]),
         hidden,
         state.influence,
@@ -297,6 +409,7 @@ def unroll(
         resets,
     )
     end = tuple(x.astype(h.dtype) for x, h in zip(end, hidden, strict=True))
+    ys = view.readout(ys) if view.readout else ys
     return jax.lax.stop_gradient(CoreState(unpack(end), influence)), ys
 
 
@@ -304,8 +417,11 @@ def step(
     cell: nn.RNNCellBase, params: Params, hidden: PyTree, x: Array, reset: Array | None
 ) -> tuple[PyTree, Array]:
     """Acts: one step of the cell, `x [B, M]` to `y [B, N]`; no influence is touched."""
-    before = pack(hidden)
+    if not is_unitwise(cell):
+        initial = cell.initialize_carry(jax.random.key(0), x.shape)
+        return cell.apply({"params": params}, where_reset(reset, initial, hidden), x)  # type: ignore
+    view, before = unitwise(cell), pack(hidden)
     resets = None if reset is None else reset[None]
-    end, ys, _ = forward(unitwise(cell), params, initial_state(cell, x), before, x[None], resets)
+    end, ys, _ = forward(view, params, initial_state(cell, x), before, x[None], resets)
     end = tuple(x.astype(h.dtype) for x, h in zip(end, before, strict=True))
-    return unpack(end), ys[0]
+    return unpack(end), view.readout(ys[0]) if view.readout else ys[0]

@@ -1,7 +1,10 @@
 """Unit-wise cells: two linear maps, then a function of one unit at a time, (6) and (7).
 
     a_t = A x_t + b,   s_t = W read(h_tm1) + c                                  (6)
-    h_t[i] = phi(a_t[:, i], s_t[:, i], h_tm1[i])                                (7)
+    h_t[i] = phi(a_t[:, i], s_t[:, i], h_tm1[i], w[:, i])                       (7)
+
+w are parameters that a unit keeps for itself, such as the decay of a diagonal recurrence. A cell
+without W is one whose recurrence is diagonal: its units know of each other through the inputs only.
 
 Gates and state variables are Python tuples, not axes: `sigma[u][g]` is an array `[..., N]`, or
 None where the derivative is zero by structure. XLA then sees plain elementwise arithmetic, and
@@ -30,13 +33,15 @@ class Derivatives(NamedTuple):
     alpha: Block  # U x G  dphi/da
     sigma: Block  # U x G  dphi/ds
     delta: Block  # U x U  dphi/dh
+    local: Block = ()  # U x Q  dphi/dw
 
 
 class UnitwiseCell(NamedTuple):
     """A flax cell as (6) and (7).
 
-    `phi(a, s, h) -> (h_t, saved)` takes tuples over gates and state variables; `saved` is what
-    `derivatives(saved, h)` needs, so that no transcendental function is computed twice.
+    `phi(a, s, h, w) -> (h_t, saved)` takes tuples over gates, state variables and local parameters;
+    `saved` is what `derivatives(saved, h, w)` needs, so that no transcendental function is computed
+    twice. Gates of `s` are as many as `recurrent` layers.
     """
 
     features: int  # N
@@ -44,9 +49,15 @@ class UnitwiseCell(NamedTuple):
     recurrent: tuple[str, ...]  # for each gate, the dense layer that reads the hidden state
     states: int  # U
     dtype: Dtype | None  # of the linear maps; None: what inputs and parameters promote to
-    read: int  # which state variable W, and the rest of the network, reads
-    phi: Callable[[Vector, Vector, Vector], tuple[Vector, tuple]]
-    derivatives: Callable[[tuple, Vector], Derivatives]
+    read: int  # which state variable W reads
+    phi: Callable[[Vector, Vector, Vector, Vector], tuple[Vector, tuple]]
+    derivatives: Callable[[tuple, Vector, Vector], Derivatives]
+    outputs: tuple[int, ...] = (0,)  # the state variables that the rest of the network reads
+    local: tuple[str, ...] = ()  # Q parameters `[N]`, one entry per unit
+    exact: bool = True  # False: `derivatives` leaves something out, by design
+    readout: Callable[[Array], Array] | None = (
+        None  # of the outputs, elementwise; None: as they are
+    )
 
 
 @overload
@@ -74,7 +85,7 @@ def plain_total(terms: Iterable[Array]) -> Array:
 
 def vector_block(vector: Entries, block: Block) -> Entries:
     """`vector @ block`, that is `block.T @ vector`."""
-    columns = range(len(block[0]))
+    columns = range(len(block[0]) if block else 0)
     return tuple(
         total(times(v, row[k]) for v, row in zip(vector, block, strict=True)) for k in columns
     )

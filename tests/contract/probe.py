@@ -14,7 +14,7 @@ from snaprl.cores import CoreState, OnlineRNN
 class Segment(NamedTuple):
     xs: np.ndarray  # [T, B, M]
     resets: np.ndarray  # [T, B] bool
-    weights: np.ndarray  # [T, B, N]  dL/dys: the loss is linear, which loses nothing
+    weights: np.ndarray  # [T, B, N]  dL/dys, `widened`: the loss is linear, which loses nothing
 
     @property
     def steps(self) -> int:
@@ -42,6 +42,13 @@ class Outcome(NamedTuple):
     old_carry: Any
 
 
+def widened(weights: Any, like: Any) -> Any:
+    """`[..., N]` for as many outputs as a cell has: the same numbers at other units."""
+    parts = like.shape[-1] // N
+    return jnp.concatenate([jnp.roll(weights, k, axis=-1) for k in range(parts)], axis=-1)
+
+
+@lru_cache
 def shapes(cell: str) -> dict[str, Any]:
     """The parameters of `cell` as shapes."""
 
@@ -58,25 +65,55 @@ def core(method: str, cell: str) -> OnlineRNN:
     return OnlineRNN(CELLS[cell], METHODS[method].method, mask=dense_mask(cell))
 
 
-@lru_cache
-def program(method: str, cell: str):
-    """`run(variables, carry, segment) -> Outcome`, compiled once per shape."""
-    rnn = core(method, cell)
+def with_pattern(rnn: OnlineRNN, variables: Any) -> Any:
+    """The variables with what the method reads off their mask, in the shapes of the dense one."""
+    if "sparsity" not in variables or "pattern" in variables["sparsity"]:
+        return variables
+    params, mask = (variables[name]["cell"] for name in ("params", "sparsity"))
+    cell, inputs = rnn.cell, jax.ShapeDtypeStruct((B, M), jnp.float64)
+    dense = jax.tree.map(np.ones_like, mask)
+    room = rnn.method.pattern(cell, params, dense, inputs)
+    mask = jax.tree.map(np.asarray, mask)
+    pattern = rnn.method.pattern(cell, params, mask, inputs, room)
+    return variables | {"sparsity": {"cell": mask} | ({"pattern": pattern} if pattern else {})}
 
-    def run(variables: Any, carry: CoreState, segment: Segment) -> Outcome:
+
+class Program:
+    """`program(variables, carry, segment) -> Outcome`, compiled once per shape."""
+
+    def __init__(self, method: str, cell: str):
+        self.rnn, self.run = core(method, cell), jax.jit(self._run)
+
+    def __call__(self, variables: Any, carry: CoreState, segment: Segment) -> Outcome:
+        return self.run(with_pattern(self.rnn, variables), carry, segment)
+
+    def _cache_size(self) -> int:
+        return self.run._cache_size()
+
+    def _run(self, variables: Any, carry: CoreState, segment: Segment) -> Outcome:
         def loss(params: Any, carry: CoreState, xs: jax.Array) -> tuple[jax.Array, tuple]:
-            carry, ys = rnn.apply(variables | {"params": params}, carry, xs, segment.resets)
-            return jnp.vdot(segment.weights, ys), (carry, ys)
+            changed = variables | {"params": params}
+            carry, ys = self.rnn.apply(changed, carry, xs, segment.resets)
+            return jnp.vdot(widened(segment.weights, ys), ys), (carry, ys)
 
-        gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
+        # keys are in the carry of some methods: their gradient is none
+        gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True, allow_int=True)
         (params, old_carry, xs), (end, ys) = gradient(variables["params"], carry, segment.xs)
         return Outcome(end, ys, params, xs, old_carry)
 
-    return jax.jit(run)
+
+@lru_cache
+def program(method: str, cell: str) -> Program:
+    return Program(method, cell)
 
 
 def fresh(method: str, cell: str, streams: int = B) -> CoreState:
     return core(method, cell).initialize_carry(jax.random.key(0), (streams, M))
+
+
+def floats(tree: Any) -> list[Any]:
+    """The leaves that are no keys."""
+    return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.floating)]
 
 
 def run_through(
@@ -140,6 +177,9 @@ def assert_close(found: Any, expected: Any, tolerance: float = 1e-12) -> None:
     for (path, x), y in pairs:
         x, y = np.asarray(x), np.asarray(y)
         assert x.shape == y.shape, jax.tree_util.keystr(path)
+        if not np.issubdtype(y.dtype, np.floating):  # keys; and their gradients, which are none
+            assert y.dtype == jax.dtypes.float0 or (x == y).all()
+            continue
         assert np.isfinite(y).all()
         np.testing.assert_allclose(
             x, y, rtol=tolerance, atol=tolerance, err_msg=jax.tree_util.keystr(path)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from contract import probe
-from contract.registry import CELLS, METHODS, B, Law, M, Pattern, keeping, pairs
+from contract.registry import CELLS, DIAGONAL, METHODS, B, Law, M, Pattern, keeping, pairs
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -18,7 +18,7 @@ def flax_loop(cell, params, segment):
     for x_t, reset_t, weight_t in zip(*segment, strict=True):
         carry = jax.tree.map(lambda i, c, r=reset_t: jnp.where(r[:, None], i, c), initial, carry)
         carry, y_t = cell.apply({"params": params}, carry, x_t)
-        loss += jnp.vdot(weight_t, y_t)
+        loss += jnp.vdot(probe.widened(weight_t, y_t), y_t)
     return loss
 
 
@@ -52,6 +52,21 @@ def test_exact_methods_give_the_gradient_of_the_whole_history(method, cell, dens
         probe.assert_close(probe.added(outcomes)["cell"], masked(expected, mask))
 
 
+@pytest.mark.parametrize("cell", DIAGONAL)
+@pytest.mark.parametrize("method", ["snap1", "snap2", "tail-snap1"])
+def test_order_1_is_exact_where_the_recurrence_is_diagonal(method, cell):
+    """Over any split, resets and masks included."""
+    variables = probe.draw_variables(cell, 16, density=0.8)
+    params, mask = variables["params"]["cell"], variables["sparsity"]["cell"]
+    segment = probe.draw_segment(16, 7, reset_rate=0.15)
+    expected, _ = flax_gradient(cell)(masked(params, mask), segment)
+    for split in [(1,) * 7, (3, 1, 3), (3, 3, 1)]:
+        outcomes = probe.run_through(
+            method, cell, variables, probe.fresh(method, cell), segment.cut(*split)
+        )
+        probe.assert_close(probe.added(outcomes)["cell"], masked(expected, mask))
+
+
 @pairs([name for name, row in METHODS.items() if row.adjoint is Pattern.ALL and row.learns])
 def test_backpropagation_gives_the_gradient_of_its_segment(method, cell):
     """From fresh streams every method with the whole adjoint is exact, for `xs` too."""
@@ -72,7 +87,7 @@ def test_one_step_from_a_fresh_state_is_the_gradient(method, cell, reset):
     carry = probe.fresh(method, cell)
     if reset:
         segment.resets[:] = True
-        carry = jax.tree.map(lambda x: x + 0.7, carry)
+        carry = jax.tree.map(lambda x: x + jnp.asarray(0.7).astype(x.dtype), carry)
     found = probe.program(method, cell)(variables, carry, segment)
     params, xs = flax_gradient(cell)(variables["params"]["cell"], segment)
     probe.assert_close(found.params["cell"], params)

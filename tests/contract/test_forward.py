@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import probe
-from contract.registry import CELLS, METHODS, B, M, N, pairs
+from contract.registry import CELLS, DETERMINED, METHODS, B, M, N, pairs
 
 from snaprl.cores import OnlineRNN
 
@@ -87,16 +87,18 @@ def test_the_second_call_compiles_nothing(method, x64):
 
 
 @METHOD
+@pytest.mark.parametrize("inputs", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_carry_keeps_its_types_in_short_floats(method, dtype):
-    """As in float64; and what an actor's step returns, a segment accepts."""
+def test_the_carry_keeps_its_types_in_short_floats(method, dtype, inputs):
+    """As in float64, and whatever the inputs are; what a step returns, a segment accepts."""
     rnn = OnlineRNN(nn.LSTMCell(N, param_dtype=dtype, **NO_QR), METHODS[method].method)
     carry = rnn.initialize_carry(jax.random.key(0), (B, M))
-    xs = jnp.ones((T, B, M), dtype)
+    xs = jnp.ones((T, B, M), inputs)
     variables = jax.eval_shape(rnn.init, jax.random.key(1), carry, xs)
     types = jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), carry)
     for after in (
         jax.eval_shape(rnn.apply, variables, carry, xs)[0],
+        jax.eval_shape(rnn.apply, variables, carry, xs[:1])[0],
         jax.eval_shape(lambda *a: rnn.apply(*a, method="step"), variables, carry, xs[0])[0],
     ):
         assert jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), after) == types
@@ -140,7 +142,7 @@ def test_a_cell_that_computes_in_bfloat16_does_what_flax_does(cell, steps):
     assert {leaf.dtype for leaf in jax.tree.leaves(after)} == {jnp.dtype(jnp.float32)}
 
 
-@METHOD
+@pytest.mark.parametrize("method", DETERMINED)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_short_floats_stay_close_to_float64(method, dtype):
     """Gradients have the parameters' type; the influence is never shorter than float32."""

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import probe
-from contract.registry import METHODS, B, pairs
+from contract.registry import DETERMINED, METHODS, B, pairs
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -32,7 +32,11 @@ def test_a_batch_is_a_loop_over_its_streams(method, cell):
     together = probe.run_through(method, cell, variables, probe.fresh(method, cell), segments)
     alone = [
         probe.run_through(
-            method, cell, variables, probe.fresh(method, cell, 1), [s.stream(b) for s in segments]
+            method,
+            cell,
+            variables,
+            of_stream(probe.fresh(method, cell), b),  # a stream's own key, if it has one
+            [s.stream(b) for s in segments],
         )
         for b in range(B)
     ]
@@ -91,7 +95,10 @@ def test_an_influence_that_is_nan_ends_with_a_reset_in_the_middle(method, cell):
     segment.weights[0, 1] = 0.0
     carry = probe.fresh(method, cell)
     sick = carry._replace(
-        influence=jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), carry.influence)
+        influence=jax.tree.map(
+            lambda leaf: leaf.at[1].set(jnp.nan) if leaf.dtype != jnp.uint32 else leaf,
+            carry.influence,
+        )
     )
     run = probe.program(method, cell)
     found, expected = run(variables, sick, segment), run(variables, carry, segment)
@@ -99,7 +106,7 @@ def test_an_influence_that_is_nan_ends_with_a_reset_in_the_middle(method, cell):
     probe.assert_close(found.ys, expected.ys, 0.0)
 
 
-@pairs()
+@pairs(DETERMINED)
 def test_two_episodes_in_one_stream_are_two_streams(method, cell):
     """One stream that starts anew at its second step; and each episode in a stream of its own."""
     variables = probe.draw_variables(cell, 24)
@@ -124,7 +131,7 @@ def test_two_episodes_in_one_stream_are_two_streams(method, cell):
     probe.assert_close(gradient, apart.params)
 
 
-@pairs()
+@pairs(DETERMINED)
 def test_a_reset_forgets_everything(method, cell):
     """A stream that resets at once ends where a new one ends, whatever it carried."""
     variables = probe.draw_variables(cell, 25)
@@ -155,14 +162,17 @@ def test_nothing_flows_into_the_carry_nor_back_from_it(method):
     before, segment = probe.draw_segment(27, 6).cut(3, 3)
     carry = probe.program(method, cell)(variables, probe.fresh(method, cell), before).carry
     found = probe.program(method, cell)(variables, carry, segment)
-    probe.assert_close(found.old_carry, jax.tree.map(jnp.zeros_like, carry), 0.0)
+    for gradient in probe.floats(found.old_carry):
+        assert not gradient.any()
 
     def loss(params, xs, carry):
         after, _ = probe.core(method, cell).apply(
             variables | {"params": params}, carry, xs, segment.resets
         )
-        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(after))
+        return sum(jnp.sum(leaf**2) for leaf in probe.floats(after))
 
     arguments = (variables["params"], segment.xs, carry)
-    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*arguments)
-    probe.assert_close(gradients, jax.tree.map(jnp.zeros_like, arguments), 0.0)
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2), allow_int=True))(*arguments)
+    assert len(probe.floats(gradients)) >= 5
+    for gradient in probe.floats(gradients):
+        assert not gradient.any()

@@ -6,6 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from snaprl.cores import (
+    ELSTMCell,
+    IndRNNCell,
+    LayerNormGRUCell,
+    LayerNormLSTMCell,
+    LRUCell,
+    RTUCell,
+)
 from snaprl.cores.cells import Activation, unitwise
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -25,25 +33,45 @@ CELLS = {
     "lstm": nn.LSTMCell(N),
     "lstm, odd": nn.LSTMCell(N, **ODD),
     "optimized lstm": nn.OptimizedLSTMCell(N),
+    "indrnn": IndRNNCell(N),
+    "indrnn, odd": IndRNNCell(N, activation_fn=nn.swish),
+    "elstm": ELSTMCell(N),
+    "elstm, odd": ELSTMCell(N, **ODD),
+    "elstm without output gate": ELSTMCell(N, output_gate=False),
+    "lru": LRUCell(N),
+    "rtu": RTUCell(N),
+    "nonlinear rtu": RTUCell(N, nonlinear=True, activation_fn=nn.tanh),
+    "nonlinear rtu, odd": RTUCell(N, nonlinear=True, activation_fn=nn.swish),
 }
-CELL = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
+# Their phi holds the statistics over the units constant, which differences do not.
+NORMALISED = {
+    "layer-norm gru": LayerNormGRUCell(N),
+    "layer-norm gru, odd": LayerNormGRUCell(N, epsilon=0.3, **ODD),
+    "layer-norm lstm": LayerNormLSTMCell(N),
+    "layer-norm lstm, odd": LayerNormLSTMCell(N, epsilon=0.3, **ODD),
+}
+ALL_CELLS = CELLS | NORMALISED
+CELL = pytest.mark.parametrize("cell", ALL_CELLS.values(), ids=ALL_CELLS)
+SMOOTH_CELL = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
 
 
 def drawn(view):
-    """`(a, s, h)`: gates and state variables, `[N]` each."""
+    """`(a, s, h, w)`: gates, state variables and local parameters, `[N]` each."""
     rng = np.random.default_rng(3)
-    sizes = len(view.inputs), len(view.recurrent), view.states
+    sizes = len(view.inputs), len(view.recurrent), view.states, len(view.local)
     return tuple(tuple(jnp.asarray(rng.normal(size=N)) for _ in range(n)) for n in sizes)
 
 
 def stacked(block):
     """A block `[..., rows, columns]`, its structural zeros written out."""
+    if not block:
+        return np.zeros((0,))
     return np.array([[np.zeros(N) if x is None else x for x in row] for row in block])
 
 
 def found_derivatives(view, arguments):
     _, saved = view.phi(*arguments)
-    return [stacked(block) for block in view.derivatives(saved, arguments[2])]
+    return [stacked(block) for block in view.derivatives(saved, *arguments[2:])]
 
 
 @CELL
@@ -51,8 +79,10 @@ def test_derivatives_are_those_of_jax(cell):
     """Unit by unit: jax's Jacobians are diagonal in units, and the diagonals are the blocks."""
     view = unitwise(cell)
     arguments = drawn(view)
-    jacobians = jax.jacobian(lambda *args: view.phi(*args)[0], argnums=(0, 1, 2))(*arguments)
+    jacobians = jax.jacobian(lambda *args: view.phi(*args)[0], argnums=(0, 1, 2, 3))(*arguments)
     for k, found in enumerate(found_derivatives(view, arguments)):
+        if not arguments[k]:
+            continue
         whole = np.array([row[k] for row in jacobians])
         np.testing.assert_allclose(
             found, np.diagonal(whole, axis1=2, axis2=3), rtol=1e-12, atol=1e-13
@@ -60,12 +90,12 @@ def test_derivatives_are_those_of_jax(cell):
         assert not (whole * (1 - np.eye(N))).any()
 
 
-@CELL
+@SMOOTH_CELL
 def test_derivatives_are_those_of_differences(cell):
     view, step = unitwise(cell), 1e-6
     arguments = drawn(view)
     for k, found in enumerate(found_derivatives(view, arguments)):
-        for column in range(found.shape[1]):
+        for column in range(len(arguments[k])):
             moved = [
                 np.stack(view.phi(*nudged(arguments, k, column, sign * step))[0])
                 for sign in (1, -1)
@@ -86,7 +116,7 @@ def test_what_is_left_out_is_zero_by_structure(cell):
     view = unitwise(cell)
     arguments = drawn(view)
     _, saved = view.phi(*arguments)
-    for block in view.derivatives(saved, arguments[2]):
+    for block in view.derivatives(saved, *arguments[2:]):
         for row in block:
             assert all(entry is None or jnp.abs(entry).max() > 0 for entry in row)
 
@@ -96,9 +126,10 @@ def test_the_view_names_the_layers_of_the_cell(cell):
     carry = cell.initialize_carry(jax.random.key(0), (1, 2))
     params = cell.init(jax.random.key(0), carry, jnp.zeros((1, 2)))["params"]
     view = unitwise(cell)
-    assert {*view.inputs, *view.recurrent} == set(params)
+    assert {*view.inputs, *view.recurrent, *view.local} == set(params)
     assert {params[name]["kernel"].shape for name in view.inputs} == {(2, N)}
-    assert {params[name]["kernel"].shape for name in view.recurrent} == {(N, N)}
+    assert all(params[name]["kernel"].shape == (N, N) for name in view.recurrent)
+    assert all(params[name].shape == (N,) for name in view.local)
     assert view.states == len(jax.tree.leaves(carry))
     assert view.features == N
 

@@ -1,0 +1,201 @@
+"""`OnlineRNN` as a module of nnx, with nnx's own parameters.
+
+They are cut into those of the linen cell that computes the same, at every call, and the linen
+`OnlineRNN` does the rest. jax differentiates through the cut: gradients lie where nnx's parameters
+lie.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from snaprl.cores import online_rnn
+from snaprl.cores.masks import Mask
+from snaprl.cores.nnx import cells
+from snaprl.cores.rewire import rewire
+from snaprl.cores.snap import SnAp
+from snaprl.cores.types import Array, CoreState, GradientMethod, PyTree
+
+_SNAP_1 = SnAp(order=1)
+
+
+class Wiring(nnx.Variable):
+    """Which weights are there, or what a method made of it: not trained, and of fixed shapes."""
+
+
+class OnlineRNN(nnx.Module):
+    """Runs an nnx cell over segments of streams that never have to end.
+
+    The cell is kept as it is, in the place that `nnx.RNN(cell)` has for it, and the forward values
+    are nnx's own. `nnx.grad` of any function of the outputs gives the gradient of `method`, the
+    influence in the carry included. Nothing flows into the carry or back from it.
+
+    Example:
+      >>> rnn = OnlineRNN(nnx.GRUCell(8, 64, rngs=nnx.Rngs(0)), SnAp(order=1))
+      >>> carry = rnn.initialize_carry((16, 8), nnx.Rngs(1))      # 16 streams, 8 inputs
+      >>> carry, ys = rnn(carry, jnp.zeros((4, 16, 8)))
+      >>> ys.shape
+      (4, 16, 64)
+
+    Attributes:
+      cell: nnx's SimpleCell, GRUCell, LSTMCell or OptimizedLSTMCell.
+      method: how the gradient travels, as for `snaprl.cores.OnlineRNN`.
+      mask: tree of 0/1 arrays under the cell's own names; leaves that are missing are dense. It is
+        kept as `Wiring`, which `rewire` changes without recompiling. Masked weights count as 0
+        whatever was loaded, and their gradients are 0.
+      time_major: whether `xs`, `resets` and `ys` are `[T, B, ...]` rather than `[B, T, ...]`. The
+        default is the opposite of `nnx.RNN`'s.
+
+    Raises:
+      TypeError: the cell is none of these, or was built or changed to compute something else.
+      ValueError: the mask does not fit the cell.
+    """
+
+    def __init__(
+        self,
+        cell: nnx.RNNCellBase,
+        method: GradientMethod = _SNAP_1,
+        mask: Mapping[str, Any] | Mask | None = None,
+        time_major: bool = True,
+    ):
+        keep = _checked(mask, cell)
+        self.cell: Any = cell
+        self.method = method
+        self.mask = nnx.data(jax.tree.map(lambda leaf: Wiring(jnp.asarray(leaf)), keep))
+        self.pattern: Wiring | None = nnx.data(None)
+        self.time_major = time_major
+        apart = self._apart(keep)
+        self._first_mask = Mask(apart) if apart else None
+        if apart:
+            params = self._variables()["params"]["cell"]
+            inputs: Any = jax.ShapeDtypeStruct((1, self.cell.in_features), self.cell.param_dtype)
+            self._set_pattern(method.pattern(cells.linen_cell(cell), params, apart, inputs))
+
+    def initialize_carry(
+        self, input_shape: tuple[int, ...], rngs: nnx.Rngs | nnx.RngStream | Array
+    ) -> CoreState:
+        """Returns the state of streams that have seen nothing.
+
+        Args:
+          input_shape: `(B, M)`, streams and inputs.
+          rngs: its stream `carry` is drawn from, as nnx's cells do; or a key, which is consumed.
+
+        Raises:
+          ValueError: `input_shape` is not `(B, M)`, or the cell reads another number of inputs.
+        """
+        self._check_inputs("input_shape is", tuple(input_shape))
+        if not isinstance(rngs, nnx.Rngs | nnx.RngStream):
+            rngs = nnx.Rngs(rngs)
+        stream = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
+        hidden = self.cell.initialize_carry(input_shape, stream)
+        carry = self._linen().initialize_carry(stream(), input_shape)
+        # each leaf in a buffer of its own, so that a fresh carry may be donated
+        return CoreState(hidden, jax.tree.map(jnp.copy, carry.influence))
+
+    def __call__(
+        self, carry: CoreState, xs: Array, resets: Array | None = None
+    ) -> tuple[CoreState, Array]:
+        """Runs a segment.
+
+        Args:
+          carry: the streams' state, from `initialize_carry` or the segment before.
+          xs: `[T, B, M]`.
+          resets: bool `[T, B]`: where a stream starts anew before the step; None for never.
+
+        Returns:
+          `(carry, ys)`: the state after the segment and the outputs `[T, B, N]`.
+
+        Raises:
+          ValueError: a shape or type does not fit; the sentence names it.
+        """
+        self._check_inputs("xs has shape", jnp.shape(xs))
+        outcome: Any = self._linen().apply(self._variables(), carry, xs, resets)
+        return outcome
+
+    def step(
+        self, carry: CoreState, x: Array, reset: Array | None = None
+    ) -> tuple[CoreState, Array]:
+        """Acts: one step, the influence untouched.
+
+        Args:
+          carry: the streams' state; for acting alone, its influence may be ().
+          x: `[B, M]`.
+          reset: bool `[B]` or None.
+
+        Returns:
+          `(carry, y)` with `y [B, N]`.
+        """
+        self._check_inputs("x has shape", jnp.shape(x))
+        outcome: Any = self._linen().apply(self._variables(), carry, x, reset, method="step")
+        return outcome
+
+    def rewire(
+        self, mask: Mapping[str, Any] | Mask, carry: CoreState | None = None
+    ) -> CoreState | None:
+        """Puts another mask in the place of the module's; what runs it is not compiled anew.
+
+        Args:
+          mask: the new mask, with the leaves of the old one.
+          carry: the streams' state under the old mask; None where there is none to keep.
+
+        Returns:
+          The state under the new mask: the influence of weights that stay is carried over.
+
+        Raises:
+          ValueError: the mask has other leaves, or the method has no room for what it connects.
+        """
+        keep = _checked(mask, self.cell)
+        shape = (1, self.cell.in_features)
+        variables, carry = rewire(self._linen(), self._variables(), self._apart(keep), shape, carry)
+        for layer, leaves in self.mask.items():
+            for leaf, variable in leaves.items():
+                variable[...] = jnp.asarray(keep[layer][leaf])
+        self._set_pattern(variables["sparsity"].get("pattern", ()))
+        return carry
+
+    def _check_inputs(self, what: str, shape: tuple[int, ...]) -> None:
+        inputs = self.cell.in_features
+        if shape[-1:] != (inputs,):
+            raise ValueError(f"{what} {shape}; the cell reads {inputs} inputs")
+
+    def _linen(self) -> online_rnn.OnlineRNN:
+        cell = cells.linen_cell(self.cell)
+        return online_rnn.OnlineRNN(
+            cell, self.method, self._first_mask, self.time_major, parent=None
+        )
+
+    def _variables(self) -> dict[str, Any]:
+        """The cell's parameters and their mask, in the places where linen looks for them."""
+        features, dtype = self.cell.hidden_features, self.cell.param_dtype
+        params = cells.apart(self.cell, cells.parameters(self.cell), jnp.zeros(features, dtype))
+        mask = {
+            layer: {leaf: keep[...] for leaf, keep in leaves.items()}
+            for layer, leaves in self.mask.items()
+        }
+        sparsity: dict[str, Any] = {"cell": self._apart(mask)}
+        if self.pattern is not None:
+            sparsity["pattern"] = self.pattern.get_value()
+        return {"params": {"cell": params}, "sparsity": sparsity}
+
+    def _apart(self, mask: Mapping[str, Any]) -> dict[str, Any]:
+        """A mask of the cell as one of linen's."""
+        # in NumPy, so that it has values where the module itself is made under jit
+        return cells.apart(self.cell, mask, np.zeros(self.cell.hidden_features, bool))
+
+    def _set_pattern(self, pattern: PyTree) -> None:
+        if pattern != ():
+            self.pattern = nnx.data(Wiring(jax.tree.map(jnp.asarray, pattern)))
+
+
+def _checked(mask: Mapping[str, Any] | Mask | None, cell: nnx.RNNCellBase) -> dict[str, Any]:
+    """The mask as nested dicts of bool arrays, which fit the cell."""
+    params = cells.parameters(cell)
+    if mask is None:
+        return {}
+    mask = mask if isinstance(mask, Mask) else Mask(mask)
+    mask.check(params)
+    return mask.tree()

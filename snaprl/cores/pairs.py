@@ -1,0 +1,337 @@
+"""SnAp-n on unit-wise cells whose pattern is sparse: (14) step by step, (15) and (15b) by segment.
+
+The influence of one state variable is `[B, E, L]`: for each pair (r, q) of `reach.Pattern`, the row
+of the L weights that enter unit q. Nothing that is zero by structure is stored.
+
+    J^(i,j)_t = D_t[S_i, S_i] J^(i,j)_tm1 + e_i sigma_t[g, i] read(h_tm1)[j]                    (14)
+    lambda^i_t = (dL_t/dh_t)[S_i] + D_{t+1}[S_i, S_i]^T lambda^i_{t+1}                          (15)
+    J^(i,j)_T = sum_t P^i_t e_i sigma_t[g, i] read(h_tm1)[j] + P^i_0 J^(i,j)_0                 (15b)
+
+A pair hears only of pairs with the same q, so everything is sums over lists of rows. Below the
+first line of dashes all is written for one stream: its arrays lack the axis B.
+"""
+
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snaprl.cores import reach, rows, segment, streams
+from snaprl.cores.reach import Pattern, Tier
+from snaprl.cores.segment import Linearised, where_reset
+from snaprl.cores.types import Array, Params, Sparsity
+from snaprl.cores.unitwise import (
+    Block,
+    Entry,
+    UnitwiseCell,
+    Vector,
+    dense,
+    diagonal_block,
+    plain_total,
+    total,
+)
+
+_LOOP_UP_TO = 2  # steps; from more of them on, P costs less than the influence step by step
+
+
+def pattern(
+    cell: UnitwiseCell, params: Params, mask: Params, order: int | None, like: Pattern | tuple = ()
+) -> Pattern:
+    """See `reach.pattern`; `like` has the shapes to use."""
+    room = reach.room_of(like) if isinstance(like, Pattern) else None
+    return reach.pattern(cell, params, mask, order, room)
+
+
+def init(cell: UnitwiseCell, params: Params, sparsity: Sparsity, batch_size: int) -> Vector:
+    """Zeros: U x `[B, E, L]`."""
+    shape = (batch_size, len(sparsity.pattern.row), rows.length(cell, params, sparsity))
+    return tuple(jnp.zeros(shape, segment.influence_dtype(params)) for _ in range(cell.states))
+
+
+def advance(
+    cell: UnitwiseCell,
+    params: Params,
+    sparsity: Sparsity,
+    linearised: Linearised,
+    influence: Vector,
+) -> Vector:
+    """The influence after the segment, from the one before it."""
+    d = diagonal_block(cell, params, linearised.derivatives)
+    by_steps = len(linearised.xs) <= _LOOP_UP_TO
+    weights = _weights(cell, params, sparsity.pattern, told=not by_steps)
+
+    def stream(J_0: Vector, inputs: tuple) -> Vector:
+        if not by_steps:
+            linearised, d = inputs
+            return _by_segment(cell, params, sparsity, weights, linearised, d, J_0)
+
+        def step(J_tm1: Vector, inputs_t: tuple) -> tuple[Vector, None]:
+            linearised_t, d_t = inputs_t
+            return _by_step(cell, params, sparsity, weights, linearised_t, d_t, J_tm1), None
+
+        return segment.scan(step, J_0, inputs)[0]
+
+    return streams.update(stream, influence, (linearised, d))
+
+
+def contract(
+    cell: UnitwiseCell, params: Params, sparsity: Sparsity, influence: Vector, lambda_0: Vector
+) -> Params:
+    """`sum lambda_0 . J_0` over streams and pairs: lambda is U x `[B, E]`."""
+
+    def stream(J: Vector, lambda_: Vector) -> Array:
+        return plain_total(x[:, None] * j for x, j in zip(lambda_, J, strict=True))
+
+    by_pair = streams.total(stream, influence, lambda_0)  # [E, L]
+    by_unit = plain_total(_column(by_pair, pairs) for pairs in sparsity.pattern.columns)
+    return rows.to_tree(cell, params, sparsity, by_unit)
+
+
+def lift(sparsity: Sparsity, lambda_: Vector) -> Vector:
+    """What a pair (r, q) gets of what reaches unit r: `[B, N]` to `[B, E]`."""
+    return tuple(x[:, sparsity.pattern.row] for x in lambda_)
+
+
+def adjoint(
+    cell: UnitwiseCell,
+    params: Params,
+    sparsity: Sparsity,
+    linearised: Linearised,
+    ct_ys: Array,
+) -> tuple[Vector, Vector]:
+    """Runs (15) backward: lambda^i_t[i], U x `[T, B, N]`, and lambda_0 on every pair."""
+    pattern = sparsity.pattern
+    d = diagonal_block(cell, params, linearised.derivatives)
+    weights = _weights(cell, params, pattern, told=True)
+
+    def step(lambda_: Vector, inputs_t: tuple) -> tuple[Vector, Vector]:
+        linearised_t, d_t, ct_t = inputs_t
+        arriving = segment.arrivals(cell, ct_t)
+        lambda_ = tuple(
+            x if ct is None else x + ct[pattern.row, None]
+            for x, ct in zip(lambda_, arriving, strict=True)
+        )
+        lambda_tm1 = _transposed(cell, pattern, weights, linearised_t, d_t, lambda_)
+        return lambda_tm1, tuple(x[: cell.features, 0] for x in lambda_)
+
+    def stream(inputs: tuple) -> tuple[Vector, Vector]:
+        end = (jnp.zeros((len(pattern.row), 1), ct_ys.dtype),) * cell.states
+        return segment.scan(step, end, inputs, reverse=True)
+
+    lambda_0, own = streams.each(stream, (linearised, d, ct_ys))
+    return (
+        tuple(jnp.swapaxes(x, 0, 1) for x in own),
+        tuple(x[..., 0] for x in lambda_0),
+    )
+
+
+def transfer(
+    cell: UnitwiseCell, params: Params, before: Sparsity, after: Sparsity, influence: Vector
+) -> Vector:
+    """See `GradientMethod.transfer`."""
+    pair = reach.pair_table(before.pattern)  # [q, r]
+    old = pair[after.pattern.unit, after.pattern.row]
+    where = rows.moved(cell, params, before, after)[np.minimum(after.pattern.unit, len(pair) - 2)]
+
+    def of(J: Array) -> Array:
+        found = J.at[:, old].get(mode="fill", fill_value=0)
+        found = jnp.pad(found, ((0, 0), (0, 0), (0, 1)))  # past the end: weights that are new
+        return jnp.take_along_axis(found, where[None], axis=-1)
+
+    return tuple(of(J) for J in influence)
+
+
+MEMORY = segment.Memory(init, advance, contract, transfer, adjoint, lift)
+
+
+# ---- one stream ------------------------------------------------------------------------------
+
+
+def _by_step(
+    cell: UnitwiseCell,
+    params: Params,
+    sparsity: Sparsity,
+    weights: "list[Weights]",
+    now: Linearised,
+    d_t: Block,
+    J_tm1: Vector,
+) -> Vector:
+    """(14): U x `[E, L]`."""
+    pattern = sparsity.pattern
+    J_tm1 = where_reset(now.resets, 0.0, J_tm1)
+    J_t = []
+    for u in range(cell.states):
+        tiers = []
+        for k, (tier, span) in enumerate(_tiers(pattern.heard)):
+            r = pattern.row[span]
+            sigma = (_at(entry, r) for entry in now.derivatives.sigma[u])
+            D = _dynamics(sigma, weights[k])  # D_t[r, l]
+            others = _weighted(D, J_tm1[cell.read], tier) if tier.pairs.size else ()
+            itself = (
+                None if entry is None else entry[r, None] * J[span]
+                for entry, J in zip(d_t[u], J_tm1, strict=True)
+            )
+            # the pairs of the units with themselves come first
+            own = _immediate(cell, params, sparsity, now, u) if k == 0 else None
+            tiers.append(dense(total((*itself, *others, own)), J_tm1[0][span]))
+        J_t.append(jnp.concatenate(tiers))
+    return tuple(J_t)
+
+
+def _immediate(
+    cell: UnitwiseCell, params: Params, sparsity: Sparsity, now: Linearised, u: int
+) -> Array:
+    """I_t (9), for every unit the weights that enter it: `[N, L]`."""
+    blocks = []
+    for part in rows.parts(cell, params, sparsity, now.derivatives):
+        entry = dense(part.entries[u], now.h_tm1[0])
+        source = rows.sources(part, cell, sparsity, now.xs, now.h_tm1[cell.read])
+        if source is None:
+            blocks.append(rows.kept(part, sparsity, entry)[:, None])
+        else:
+            blocks.append(entry[:, None] * jnp.broadcast_to(source, (len(entry), source.shape[-1])))
+    return jnp.concatenate(blocks, -1)
+
+
+def _by_segment(
+    cell: UnitwiseCell,
+    params: Params,
+    sparsity: Sparsity,
+    weights: "list[Weights]",
+    linearised: Linearised,
+    d: Block,
+    J_0: Vector,
+) -> Vector:
+    """(15b). Row (l, q) of P_t is how the S pairs of q hear, at the end, of unit l after step t."""
+    pattern = sparsity.pattern
+    now = jax.nn.one_hot(pattern.position, len(pattern.columns), dtype=J_0[0].dtype)  # [E, S]
+    none, states = jnp.zeros_like(now), range(cell.states)
+    end = tuple(tuple(now if u == v else none for v in states) for u in states)
+
+    def step(P_t: tuple[Vector, ...], inputs_t: tuple) -> tuple[tuple, tuple]:
+        own = tuple(tuple(x[: cell.features] for x in P) for P in P_t)
+        linearised_t, d_t = inputs_t
+        P_tm1 = tuple(_transposed(cell, pattern, weights, linearised_t, d_t, P) for P in P_t)
+        return P_tm1, own
+
+    P_0, own = segment.scan(step, end, (linearised, d), reverse=True)  # own: U x U x [T, N, S]
+    gone, gone_0 = segment.gone(linearised.resets)
+    xs, read, derivatives, own = where_reset(
+        gone, 0.0, (linearised.xs, linearised.h_tm1[cell.read], linearised.derivatives, own)
+    )
+    J_0 = tuple(_columns(J, pattern) for J in J_0)  # [S, N, L]
+    P_0, J_0 = where_reset(gone_0, 0.0, (P_0, J_0))
+    J_T = []
+    for u in states:
+        new = _since(cell, params, sparsity, xs, read, derivatives, own[u])
+        for P, J in zip(P_0[u], J_0, strict=True):
+            new = new + jnp.einsum("ans,anl->nsl", _columns(P, pattern), J)
+        J_T.append(new.at[pattern.unit, pattern.position].get(mode="fill", fill_value=0))
+    return tuple(J_T)
+
+
+def _since(
+    cell: UnitwiseCell,
+    params: Params,
+    sparsity: Sparsity,
+    xs: Array,
+    read: Array,
+    derivatives: segment.Derivatives,
+    own: Vector,
+) -> Array:
+    """The sum over the segment's steps in (15b): `[N, S, L]`; own is P_t e_i, U x `[T, N, S]`."""
+    blocks = []
+    for part in rows.parts(cell, params, sparsity, derivatives):
+        arriving = total(
+            None if entry is None else p * entry[..., None]
+            for p, entry in zip(own, part.entries, strict=True)
+        )
+        arriving = dense(arriving, own[0])
+        source = rows.sources(part, cell, sparsity, xs, read)
+        if source is None:
+            blocks.append(rows.kept(part, sparsity, arriving.sum(0))[..., None])
+        else:
+            equation = "tns,tnk->nsk" if source.ndim == 3 else "tns,tk->nsk"
+            blocks.append(jnp.einsum(equation, arriving, source))
+    return jnp.concatenate(blocks, -1)
+
+
+def _transposed(
+    cell: UnitwiseCell,
+    pattern: Pattern,
+    weights: "list[Weights]",
+    now: Linearised,
+    d_t: Block,
+    after: Vector,
+) -> Vector:
+    """`D_t[S_i, S_i]^T after` for every i: U x `[E, K]`; 0 where the step began anew."""
+    before = []
+    for v in range(cell.states):
+        tiers = []
+        for k, (tier, span) in enumerate(_tiers(pattern.told)):
+            r = pattern.row[span]
+            terms = [
+                None if entry is None else entry[r, None] * x[span]
+                for (entry, x) in zip((row[v] for row in d_t), after, strict=True)
+            ]
+            if v == cell.read and tier.pairs.size:
+                for gates, x in zip(now.derivatives.sigma, after, strict=True):
+                    sigma = (None if s is None else rows.filled(s, tier.units) for s in gates)
+                    terms += _weighted(_dynamics(sigma, weights[k]), x, tier)  # D_t[l, r]
+            tiers.append(dense(total(terms), after[0][span]))
+        before.append(jnp.concatenate(tiers))
+    return where_reset(now.resets, 0.0, tuple(before))
+
+
+# ---- lists -----------------------------------------------------------------------------------
+
+Weights = tuple[Array, ...]  # G x [P, n]: the weight that joins a pair to each of its list, or 0
+
+
+def _weights(cell: UnitwiseCell, params: Params, pattern: Pattern, *, told: bool) -> list[Weights]:
+    """For every tier, the weights of its lists: those that r reads, or those that read r."""
+    kernels = [jnp.pad(params[name]["kernel"], 1)[1:, 1:] for name in cell.recurrent]
+
+    def of(tier: Tier, span: slice) -> Weights:
+        r = pattern.row[span]
+        return tuple(w[r, tier.units] if told else w[tier.units, r] for w in kernels)
+
+    return [of(tier, span) for tier, span in _tiers(pattern.told if told else pattern.heard)]
+
+
+def _tiers(tiers: tuple[Tier, ...]) -> list[tuple[Tier, slice]]:
+    """Each tier with the pairs that it is about."""
+    spans, start = [], 0
+    for tier in tiers:
+        spans.append(slice(start, start + tier.pairs.shape[1]))
+        start = spans[-1].stop
+    return list(zip(tiers, spans, strict=True))
+
+
+def _dynamics(sigma: Iterable[Entry], weights: Weights) -> Entry:
+    """`sum_g sigma_t[g] W[g]`, an entry of D_t (8) for each of a list: `[P, n]`."""
+    return total(None if s is None else s * w for s, w in zip(sigma, weights, strict=True))
+
+
+def _weighted(D: Entry, values: Array, tier: Tier) -> list[Array]:
+    """The terms of a sum over lists of rows: P x `[n, ...]`."""
+    if D is None:
+        return []
+    # indices of ours are never negative nor too large: to ask would be done for every row
+    rows = values.at[tier.pairs].get(mode="promise_in_bounds", wrap_negative_indices=False)
+    return [D[p, :, None] * rows[p] for p in range(len(tier.pairs))]
+
+
+def _at(entry: Entry, index: reach.Indices) -> Entry:
+    return None if entry is None else entry[None, index]
+
+
+def _column(values: Array, pairs: reach.Indices) -> Array:
+    """`values[pairs]`, 0 where the index is past the end."""
+    return values.at[pairs].get(mode="fill", fill_value=0)
+
+
+def _columns(values: Array, pattern: Pattern) -> Array:
+    """`[E, ...]` as `[S, N, ...]`, the pairs of each unit one below the other."""
+    return _column(values, pattern.columns)

@@ -1,0 +1,121 @@
+"""Layers of cores, one above the other.
+
+`OnlineStack` keeps an influence per layer. A layer learns from what the one above gives its inputs:
+`lambda_t` of (11) or (15), the adjoint within the segment. What is left out is what a weight of a
+lower layer did before the segment that an upper layer still remembers: an upper layer's memory of
+the segments before is not followed down.
+
+`StackedCell` is the exact way for small nets: all layers are one cell, which is not unit-wise, and
+`RTRL()` or `SnAp(order=n)` follow its influence across layers.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from snaprl.cores.online_rnn import OnlineRNN
+from snaprl.cores.snap import SnAp
+from snaprl.cores.types import Array, CoreState, GradientMethod, PyTree
+
+
+class OnlineStack(nn.Module):
+    """Several `OnlineRNN`s: each reads the outputs of the one below it.
+
+    Example:
+      >>> stack = OnlineStack((nn.GRUCell(32), nn.GRUCell(16)))
+      >>> carry = stack.initialize_carry(jax.random.key(0), (4, 8))     # 4 streams, 8 inputs
+      >>> len(carry)
+      2
+
+    Attributes:
+      cells: from the bottom up.
+      method: how the gradient travels through time, in every layer.
+      time_major: as in `OnlineRNN`.
+    """
+
+    cells: Sequence[nn.RNNCellBase]
+    method: GradientMethod = SnAp(order=1)
+    time_major: bool = True
+
+    def setup(self):
+        """One `OnlineRNN` per cell, `layers_0` at the bottom."""
+        cells = [cell.clone(parent=None, name=None) for cell in self.cells]
+        self.layers = [OnlineRNN(cell, self.method, None, self.time_major) for cell in cells]
+
+    @nn.nowrap
+    def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> tuple[CoreState, ...]:
+        """Returns one state per layer; as in `OnlineRNN`."""
+        states = []
+        for key, cell in zip(jax.random.split(rng, len(self.cells)), self.cells, strict=True):
+            layer = OnlineRNN(cell.clone(parent=None, name=None), self.method, parent=None)
+            states.append(layer.initialize_carry(key, input_shape))
+            input_shape = (input_shape[0], _outputs(layer, states[-1], input_shape))
+        return tuple(states)
+
+    def __call__(
+        self, carry: tuple[CoreState, ...], xs: Array, resets: Array | None = None
+    ) -> tuple[tuple[CoreState, ...], Array]:
+        """Runs a segment through every layer; as in `OnlineRNN`, `ys` are the uppermost layer's."""
+        states = []
+        for layer, state in zip(self.layers, carry, strict=True):
+            state, xs = layer(state, xs, resets)
+            states.append(state)
+        return tuple(states), xs
+
+    def step(
+        self, carry: tuple[CoreState, ...], x: Array, reset: Array | None = None
+    ) -> tuple[tuple[CoreState, ...], Array]:
+        """Acts: one step of every layer, no influence touched."""
+        states = []
+        for layer, state in zip(self.layers, carry, strict=True):
+            state, x = layer.step(state, x, reset)
+            states.append(state)
+        return tuple(states), x
+
+
+class StackedCell(nn.RNNCellBase):
+    """Several cells as one: the new carry of each is there before the one above reads its output.
+
+    Attributes:
+      cells: from the bottom up.
+    """
+
+    cells: Sequence[nn.RNNCellBase]
+
+    @nn.compact
+    def __call__(self, carry: PyTree, inputs: Array) -> tuple[PyTree, Array]:
+        """One step: `(carry, inputs [B, M])` to `(carry, outputs)` of the uppermost cell."""
+        after = []
+        for cell, state in zip(self.cells, carry, strict=True):
+            state, inputs = cell(state, inputs)
+            after.append(state)
+        return tuple(after), inputs
+
+    @nn.nowrap
+    def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> PyTree:
+        """The carries of the cells, from the bottom up."""
+        keys = jax.random.split(rng, len(self.cells))
+        carries = []
+        for key, cell in zip(keys, self.cells, strict=True):
+            cell: Any = cell.clone(parent=None, name=None)
+            carries.append(cell.initialize_carry(key, input_shape))
+            input_shape = (*input_shape[:-1], cell.features)
+        return tuple(carries)
+
+    @property
+    def num_feature_axes(self) -> int:
+        """Inputs are vectors."""
+        return 1
+
+
+def _outputs(layer: OnlineRNN, state: CoreState, input_shape: tuple[int, ...]) -> int:
+    """How many numbers a layer gives out."""
+    x = jax.ShapeDtypeStruct((1, *input_shape), "float32")
+
+    def run(key: Array, x: Array) -> Array:
+        (_, ys), _ = layer.init_with_output(key, state, x)
+        return ys
+
+    return jax.eval_shape(run, jax.random.key(0), x).shape[-1]

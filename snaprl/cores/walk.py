@@ -1,0 +1,167 @@
+"""Influence that is only known by walking forward with it: estimates drawn at random.
+
+Such a method has no adjoint. The gradient of a step is that of its own weights, exactly, and what
+the influence before the step tells:
+
+    dL_t/dtheta = dL_t/dh_t I_t + (dL_t/dh_t D_t) J_tm1                          (2), (3)
+
+The first term is one product over the segment; for the second the backward pass walks again from
+the segment's start, with the keys that the forward pass drew with. Nothing is kept per step but
+what the forward pass linearised.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from snaprl.cores import segment
+from snaprl.cores.bptt import dynamics_transposed
+from snaprl.cores.cells import unitwise
+from snaprl.cores.segment import Linearised, where_reset
+from snaprl.cores.types import Array, CoreState, Params, PyTree, Sparsity
+from snaprl.cores.unitwise import UnitwiseCell, Vector, dense, total, written_out
+
+
+class Drawn(NamedTuple):
+    """What a stream carries of an estimate."""
+
+    key: Array  # [B, 2] uint32: a stream draws for itself, whatever streams are beside it
+    factors: PyTree  # [B, ...] what the estimate is made of; zeros estimate nothing
+
+
+class Walk(NamedTuple):
+    """An estimate of the influence, and how it goes one step further."""
+
+    init: Callable  # (cell, params, batch_size) -> factors
+    step: Callable  # (cell, params, key, linearised_t, factors) -> factors, with keys [B]
+    contract: Callable  # (cell, params, factors, lambda) -> lambda . J
+
+
+class Walking:
+    """A method that walks: it names its `Walk`, and the rest of `GradientMethod` follows."""
+
+    def walk(self) -> Walk:
+        """How the estimate goes."""
+        raise NotImplementedError
+
+    def pattern(
+        self, cell: nn.RNNCellBase, params: Params, mask: Params, inputs: Array, like: PyTree = ()
+    ) -> PyTree:
+        """Nothing: an estimate in factors has no pattern of its own."""
+        return ()
+
+    def init(
+        self,
+        cell: nn.RNNCellBase,
+        params: Params,
+        sparsity: Sparsity,
+        batch_size: int,
+        key: Array,
+    ) -> Drawn:
+        """An estimate of nothing, and a key for every stream; `key` is consumed."""
+        del sparsity
+        keys = jax.random.key_data(jax.random.split(key, batch_size))
+        return Drawn(keys, self.walk().init(unitwise(cell), params, batch_size))
+
+    def transfer(
+        self,
+        cell: nn.RNNCellBase,
+        params: Params,
+        before: Sparsity,
+        after: Sparsity,
+        influence: PyTree,
+    ) -> PyTree:
+        """As it was: the gradient of a masked weight is dropped, wherever it comes from."""
+        return influence
+
+    def unroll(
+        self,
+        cell: nn.RNNCellBase,
+        params: Params,
+        sparsity: Sparsity,
+        state: CoreState,
+        xs: Array,
+        resets: Array | None,
+    ) -> tuple[CoreState, Array]:
+        """See `GradientMethod.unroll`."""
+        return segment.unroll(cell, rule(self.walk()), params, sparsity, state, xs, resets)
+
+
+def rule(walk: Walk) -> segment.Rule:
+    """The method that walks with `walk`."""
+
+    def step(
+        cell: UnitwiseCell, params: Params, drawn: Drawn, now: Linearised
+    ) -> tuple[Drawn, None]:
+        keys = jax.vmap(jax.random.split)(jax.random.wrap_key_data(drawn.key))  # [B, 2]
+        factors = where_reset(now.resets, 0.0, drawn.factors)
+        factors = walk.step(cell, params, keys[:, 0], now, factors)
+        return Drawn(jax.random.key_data(keys[:, 1]), factors), None
+
+    def advance(
+        cell: UnitwiseCell,
+        params: Params,
+        sparsity: Sparsity,
+        linearised: Linearised,
+        drawn: Drawn,
+    ) -> Drawn:
+        del sparsity
+        return segment.scan(lambda d, now: step(cell, params, d, now), drawn, linearised)[0]
+
+    def gradient(
+        cell: UnitwiseCell,
+        params: Params,
+        sparsity: Sparsity,
+        linearised: Linearised,
+        drawn: Drawn,
+        after: Drawn,
+        ct_ys: Array,
+    ) -> tuple[Params, Vector]:
+        del after
+        lambdas, _ = segment.immediate_adjoint(cell, params, sparsity, linearised, ct_ys)
+        grads = segment.outer_products(cell, params, linearised, lambdas)
+        transpose = dynamics_transposed(cell, params, ct_ys)
+        derivatives = linearised.derivatives
+        before = transpose(lambdas, (derivatives.sigma, derivatives.delta))
+        before = where_reset(linearised.resets, 0.0, written_out(before, lambdas[0]))
+
+        def add(state: tuple[Drawn, Params], inputs: tuple) -> tuple[tuple, None]:
+            (drawn, grads), (now, lambda_tm1) = state, inputs
+            factors = where_reset(now.resets, 0.0, drawn.factors)
+            known = walk.contract(cell, params, factors, lambda_tm1)
+            grads = jax.tree.map(jnp.add, grads, known)
+            return (step(cell, params, drawn, now)[0], grads), None
+
+        (_, grads), _ = segment.scan(add, (drawn, grads), (linearised, before))
+        return grads, lambdas
+
+    return segment.Rule(advance, gradient)
+
+
+def dynamics(cell: UnitwiseCell, params: Params, now: Linearised, state: Vector) -> Vector:
+    """`D_t state` (8), U x `[B, N, ...]`: what a change of the units before does to each."""
+    sigma, delta = now.derivatives.sigma, now.derivatives.delta
+    extra = (1,) * (state[0].ndim - 2)
+
+    def over(entry: Array) -> Array:
+        return entry.reshape(entry.shape + extra)
+
+    through = [
+        jnp.einsum("bl...,li->bi...", state[cell.read], params[name]["kernel"])
+        for name in cell.recurrent
+    ]
+    rows = []
+    for u in range(cell.states):
+        units = (
+            None if entry is None else over(entry) * x
+            for entry, x in zip(delta[u], state, strict=True)
+        )
+        weights = (
+            None if entry is None else over(entry) * x
+            for entry, x in zip(sigma[u], through, strict=True)
+        )
+        rows.append(dense(total((*units, *weights)), state[0]))
+    return tuple(rows)

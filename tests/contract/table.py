@@ -1,0 +1,72 @@
+"""The table of methods in the docs, made of the registry.
+
+`python tests/contract/table.py` writes it into docs/methods.md; a test compares the two.
+"""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from contract.registry import METHODS, Law
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
+START, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
+
+
+class Cost(NamedTuple):
+    """Per stream: N units, K inputs of a unit, G gates, s units reached; T steps of a segment."""
+
+    memory: str
+    time: str
+    cells: str  # "any", or "unit-wise"
+
+
+ANY, UNITWISE = "any", "unit-wise"
+COST = {
+    "snap1": Cost("N K G", "BPTT's, none of it sequential backward", ANY),
+    "snap0": Cost("none", "less than BPTT's", ANY),
+    "snap2": Cost("s N K G", "s^2 per weight and step, less where D is sparse", ANY),
+    "snap3": Cost("s N K G", "s^2 per weight and step, less where D is sparse", ANY),
+    "rtrl": Cost("N x N K G; sparse: what is ever reached", "N per influence and step", ANY),
+    "bptt": Cost("none; T N (G + 2) inside the segment", "3 N K G per step", ANY),
+    "tail-snap1": Cost("N K G", "BPTT's and SnAp-1's", ANY),
+    "tail-snap2": Cost("s N K G", "BPTT's and SnAp-2's", ANY),
+    "tail-rtrl": Cost("N x N K G", "BPTT's and RTRL's", ANY),
+    "rflo": Cost("N K G", "SnAp-1's", UNITWISE),
+    "eprop": Cost("N K G", "SnAp-1's", UNITWISE),
+    "uoro": Cost("N K G", "every step twice: the backward pass walks again", UNITWISE),
+    "kf-rtrl": Cost("2 U N^2 G", "N^3 G per step", UNITWISE),
+    "ok-rtrl": Cost("2 R U N^2 G", "R N^3 G per step", UNITWISE),
+    "frozen": Cost("none", "no gradient of the weights", ANY),
+}
+
+
+def table() -> str:
+    """The table as markdown."""
+    rows = [
+        "| method | exact | biased | any split | one step exact | cells | memory carried | time |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in METHODS.items():
+        cost, exact = COST[name], Law.EXACT in row.laws
+        biased = "no" if exact or row.drawn else "yes" if row.learns else "-"
+        marks = ["yes" if law in row.laws else "no" for law in (Law.ANY_SPLIT, Law.ONE_STEP)]
+        method = repr(row.method)
+        for default in (", entries=False", "tail=None, ", ", pieces=1", "pieces=1"):
+            method = method.replace(default, "")
+        cells = [f"`{method}`", "yes" if exact else "no", biased, *marks, cost.cells, *cost[:2]]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def main() -> None:
+    """Writes the table between its marks."""
+    text = PAGE.read_text("utf-8")
+    before, rest = text.split(START)
+    PAGE.write_text(before + START + table() + END + rest.split(END)[1], "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Stacks: layers that learn by themselves, and layers as one cell."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from snaprl.cores import BPTT, RTRL, OnlineRNN, SnAp
+from snaprl.cores.stack import OnlineStack, StackedCell
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+IN_64 = {"param_dtype": jnp.float64}
+CELLS = (nn.GRUCell(3, **IN_64), nn.LSTMCell(2, **IN_64))
+B, M, T = 2, 2, 5
+
+
+def drawn(seed=0, steps=T):
+    rng = np.random.default_rng(seed)
+    return (
+        rng.normal(size=(steps, B, M)),
+        rng.random((steps, B)) < 0.2,
+        rng.normal(size=(steps, B, 2)),
+    )
+
+
+def gradient(module, variables, carry, xs, resets, weights, split=(T,)):
+    total, start = 0, 0
+    for length in split:
+        cut = slice(start, start + length)
+
+        def loss(params, carry=carry, cut=cut):
+            after, ys = module.apply({"params": params}, carry, xs[cut], resets[cut])
+            return jnp.vdot(weights[cut], ys), after
+
+        found, carry = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+        total, start = ravel_pytree(found)[0] + total, start + length
+    return total
+
+
+def stacked_loop(variables, xs, resets, weights):
+    """The loss of the two cells called in turn."""
+    initial = tuple(c.initialize_carry(jax.random.key(0), (B, M)) for c in CELLS)
+    carries, total = initial, 0.0
+    for x, reset, weight in zip(xs, resets, weights, strict=True):
+        carries = jax.tree.map(lambda i, c, r=reset: jnp.where(r[:, None], i, c), initial, carries)
+        after = []
+        for k, (cell, carry) in enumerate(zip(CELLS, carries, strict=True)):
+            params = variables["params"][f"layers_{k}"]["cell"]
+            carry, x = cell.apply({"params": params}, carry, x)
+            after.append(carry)
+        carries = tuple(after)
+        total += jnp.vdot(weight, x)
+    return total
+
+
+def test_inside_one_segment_backpropagation_is_exact_across_layers():
+    stack = OnlineStack(CELLS, BPTT())
+    carry = stack.initialize_carry(jax.random.key(0), (B, M))
+    xs, resets, weights = drawn()
+    variables = stack.init(jax.random.key(1), carry, xs)
+    exact = jax.grad(lambda p: stacked_loop({"params": p}, xs, resets, weights))
+    expected = ravel_pytree(exact(variables["params"]))[0]
+    found = gradient(stack, variables, carry, xs, resets, weights)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
+    # what an upper layer remembers of earlier segments is not followed down
+    layered = OnlineStack(CELLS, RTRL())
+    carry = layered.initialize_carry(jax.random.key(0), (B, M))
+    pieces = gradient(layered, variables, carry, xs, resets, weights, (2, 3))
+    lower = ravel_pytree(variables["params"]["layers_0"])[0].size
+    np.testing.assert_allclose(pieces[lower:], expected[lower:], rtol=1e-12, atol=1e-13)
+    assert np.abs(pieces[:lower] - expected[:lower]).max() > 1e-3
+
+
+def test_each_layer_learns_as_it_would_alone():
+    """The upper layer's gradient is that of the layer on the lower one's outputs."""
+    stack = OnlineStack(CELLS, SnAp())
+    carry = stack.initialize_carry(jax.random.key(0), (B, M))
+    xs, resets, weights = drawn()
+    variables = stack.init(jax.random.key(1), carry, xs)
+    lower, upper = OnlineRNN(CELLS[0]), OnlineRNN(CELLS[1])
+    params = variables["params"]
+    _, middle = lower.apply({"params": params["layers_0"]}, carry[0], xs, resets)
+    alone = gradient(upper, {"params": params["layers_1"]}, carry[1], middle, resets, weights)
+    together = gradient(stack, variables, carry, xs, resets, weights)
+    np.testing.assert_allclose(together[-alone.size :], alone, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("split", [(5,), (2, 3), (1, 1, 1, 1, 1)])
+def test_the_stack_as_one_cell_is_exact(split):
+    rnn = OnlineRNN(StackedCell(CELLS), RTRL())
+    carry = rnn.initialize_carry(jax.random.key(0), (B, M))
+    xs, resets, weights = drawn()
+    variables = rnn.init(jax.random.key(1), carry, xs)
+    whole = OnlineRNN(StackedCell(CELLS), BPTT())
+    expected = gradient(whole, variables, carry._replace(influence=()), xs, resets, weights)
+    found = gradient(rnn, variables, carry, xs, resets, weights, split)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_acting_is_a_segment_of_one_step():
+    stack = OnlineStack(CELLS)
+    carry = stack.initialize_carry(jax.random.key(0), (B, M))
+    xs, resets, _ = drawn()
+    variables = stack.init(jax.random.key(1), carry, xs)
+    after, ys = stack.apply(variables, carry, xs[:1], resets[:1])
+    acted, y = stack.apply(variables, carry, xs[0], resets[0], method="step")
+    np.testing.assert_allclose(y, ys[0], rtol=1e-12)
+    for one, other in zip(acted, after, strict=True):
+        np.testing.assert_allclose(ravel_pytree(one.hidden)[0], ravel_pytree(other.hidden)[0])
