@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from snaprl.training import inspection
 from snaprl.training.errors import UserError
 
 # Nothing heavy is imported before it is known what is asked for.
@@ -68,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     plot.add_argument("--chance", type=float, help="height of a line to compare with")
 
+    inspect = add("inspect", _inspect, "draw what a core's influence keeps, and what that costs")
+    inspection.add_arguments(inspect)
+
     add("envs", _envs, "list our environments and their arguments")
 
     bench = add("bench", _bench, "measure speed, as ratios against peers in the same run")
@@ -103,6 +107,8 @@ def _train(known: argparse.Namespace, rest: list[str]) -> int:
     if "wall_s" in report or known.resume:
         (picture, *_) = plot([folder])
         print(f"{folder}: step {report['step']:,}, curve in {picture}")
+    if "wall_s" not in report:
+        print("there was nothing left to train; --steps N goes further")
     return 0
 
 
@@ -123,6 +129,13 @@ def _plot(known: argparse.Namespace, rest: list[str]) -> None:
 
     for path in plot(known.runs, known.output, known.metric, known.labels, known.chance):
         print(path)
+
+
+def _inspect(known: argparse.Namespace, rest: list[str]) -> None:
+    del rest
+    inspection.check(known)
+    _prepare_jax()
+    inspection.run(known)
 
 
 def _envs(known: argparse.Namespace, rest: list[str]) -> None:
