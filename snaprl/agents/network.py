@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from snaprl.agents.encoder import Encoder
 from snaprl.agents.types import Array, PyTree
-from snaprl.cores import CoreState, GradientMethod, OnlineRNN, SnAp
+from snaprl.cores import CoreState, GradientMethod, OnlineRNN, SnAp, sparsity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +22,7 @@ class NetworkConfig:
       cell: a flax cell class, such as `flax.linen.GRUCell`.
       features: its units.
       method: how its gradient travels through time.
+      fan_in: how many units each unit reads, drawn once and shared by the gates; 0 for all.
       encoder: widths of the hidden layers between observation and core.
       last_action: whether the core reads the last action.
       last_reward: whether the core reads the last reward.
@@ -31,10 +32,19 @@ class NetworkConfig:
     cell: Callable[..., nn.RNNCellBase] = nn.GRUCell
     features: int = 64
     method: GradientMethod = SnAp(order=1)
+    fan_in: int = 0
     encoder: tuple[int, ...] = ()
     last_action: bool = True
     last_reward: bool = True
     dtype: jnp.dtype = jnp.float32
+
+    def core(self) -> OnlineRNN:
+        """The recurrent core."""
+        cell = self.cell(self.features, param_dtype=self.dtype)
+        mask = None
+        if self.fan_in:
+            mask = sparsity.mask(cell, 1, sparsity.fixed_fan_in(self.fan_in, diagonal=True))
+        return OnlineRNN(cell, self.method, mask)
 
     def observed(
         self, observation_space: gymnasium.Space, action_space: gymnasium.Space
@@ -65,7 +75,7 @@ class RecurrentActorCritic(nn.Module):
         """Makes the parts."""
         c = self.config
         self.encoder = Encoder(self.observed, c.encoder, c.dtype)
-        self.core = OnlineRNN(c.cell(c.features, param_dtype=c.dtype), c.method)
+        self.core = c.core()
         # a small first policy is close to uniform, whatever the core puts out
         small = nn.initializers.variance_scaling(1e-4, "fan_in", "truncated_normal")
         self.policy_head = nn.Dense(self.outputs, kernel_init=small, param_dtype=c.dtype)
@@ -103,6 +113,4 @@ class RecurrentActorCritic(nn.Module):
     @nn.nowrap
     def initial_state(self, key: Array, streams: int, width: int) -> CoreState:
         """The state of streams that have seen nothing; the core reads `width` numbers."""
-        c = self.config
-        core = OnlineRNN(c.cell(c.features, param_dtype=c.dtype), c.method)
-        return core.initialize_carry(key, (streams, width))
+        return self.config.core().initialize_carry(key, (streams, width))

@@ -49,7 +49,8 @@ def build(config: Config) -> Built:
         spaces = pure or _spaces(config)
         agent = actor_critic(spaces.observation_space, spaces.action_space, net, loss(config))
     except (ValueError, TypeError, ModuleNotFoundError, gymnasium.error.Error) as error:
-        raise UserError(f"env.id {config.env.id}: {error}") from error
+        given = f" (env.kwargs is {config.env.kwargs})" if isinstance(error, TypeError) else ""
+        raise UserError(f"env.id {config.env.id}: {error}{given}") from error
     steps_per_update = t.streams * t.unroll
     updates = -(-t.steps // steps_per_update)
     return Built(
@@ -86,6 +87,7 @@ def network(config: Config) -> NetworkConfig:
         cell=parts.cell_class(a.cell),
         features=a.features,
         method=parts.make_method(a.method),
+        fan_in=a.fan_in,
         encoder=a.encoder,
         last_action=a.last_action,
         last_reward=a.last_reward,

@@ -1,30 +1,48 @@
 """Names in config files and what they stand for: the one place where a string picks code."""
 
+import importlib
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from snaprl.training.errors import UserError, suggest
 
 if TYPE_CHECKING:  # names are checked before anything heavy is imported
     from flax import linen as nn
 
-    from snaprl.cores import RTRL, GradientMethod, SnAp
+    from snaprl.cores import GradientMethod
 
-CELLS = {  # name -> cell of flax.linen
-    "simple": "SimpleCell",
-    "gru": "GRUCell",
-    "mgu": "MGUCell",
-    "lstm": "LSTMCell",
-    "optimized_lstm": "OptimizedLSTMCell",
+CELLS = {  # name -> module, cell
+    "simple": ("flax.linen", "SimpleCell"),
+    "gru": ("flax.linen", "GRUCell"),
+    "mgu": ("flax.linen", "MGUCell"),
+    "lstm": ("flax.linen", "LSTMCell"),
+    "optimized_lstm": ("flax.linen", "OptimizedLSTMCell"),
+    "layer_norm_gru": ("snaprl.cores", "LayerNormGRUCell"),
+    "layer_norm_lstm": ("snaprl.cores", "LayerNormLSTMCell"),
+    "indrnn": ("snaprl.cores", "IndRNNCell"),
+    "elstm": ("snaprl.cores", "ELSTMCell"),
+    "lru": ("snaprl.cores", "LRUCell"),
+    "rtu": ("snaprl.cores", "RTUCell"),
 }
-METHODS = ("snap1", "rtrl", "bptt", "bptt+snap1", "bptt+rtrl", "frozen")  # any order: snap2, ...
+_PLAIN = {  # name -> method of snaprl.cores without arguments
+    "rtrl": "RTRL",
+    "bptt": "BPTT",
+    "rflo": "RFLO",
+    "eprop": "EProp",
+    "uoro": "UORO",
+    "kf_rtrl": "KFRTRL",
+    "frozen": "Frozen",
+}
+_NUMBERED = {"snap": r"0|[1-9]\d*", "ok_rtrl": r"[1-9]\d*"}  # its order, its rank
+_TAIL = r"snap[1-9]\d*|rtrl|rflo|eprop"
+METHODS = ("snap1", "ok_rtrl4", *_PLAIN, "bptt+snap1", "bptt+rtrl")  # any order: snap2, ...
 
 
 class MethodName(NamedTuple):
     """A gradient method's name, taken apart."""
 
-    kind: str  # snap, rtrl, bptt or frozen
-    order: int = 0  # of snap
+    kind: str
+    order: int = 0  # of snap; of ok_rtrl the rank
     tail: "MethodName | None" = None  # of bptt
 
 
@@ -39,34 +57,36 @@ def check_cell(name: str) -> None:
 
 
 def cell_class(name: str) -> "type[nn.RNNCellBase]":
-    """The flax cell of that name.
+    """The cell of that name.
 
     Raises:
         UserError: There is no such cell.
     """
     check_cell(name)
-    from flax import linen as nn
-
-    return getattr(nn, CELLS[name])
+    module, cell = CELLS[name]
+    return getattr(importlib.import_module(module), cell)
 
 
 def parse_method(text: str) -> MethodName:
     """Takes a gradient method's name apart without importing what it stands for.
 
     Args:
-        text: `snapN` (N at least 1), `rtrl`, `bptt`, `frozen`, or `bptt+TAIL` where the tail
-            that carries the gradient beyond the segment is `snapN` or `rtrl`.
+        text: a name of `METHODS`, `snapN` of any order or `ok_rtrlN` of any rank; `bptt+TAIL`
+            where the tail carries the gradient beyond the segment is `snapN`, `rtrl`, `rflo`
+            or `eprop`.
 
     Raises:
         UserError: There is no such method; the sentence names the nearest, or all of them.
     """
     kind, plus, tail = text.partition("+")
-    if plus and kind == "bptt" and re.fullmatch(r"snap[1-9]\d*|rtrl", tail, re.ASCII):
+    if plus and kind == "bptt" and re.fullmatch(_TAIL, tail, re.ASCII):
         return MethodName("bptt", tail=parse_method(tail))
-    if not plus and kind in ("rtrl", "bptt", "frozen"):
+    if not plus and kind in _PLAIN:
         return MethodName(kind)
-    if not plus and re.fullmatch(r"snap[1-9]\d*", kind, re.ASCII):
-        return MethodName("snap", order=int(kind.removeprefix("snap")))
+    for name, number in _NUMBERED.items():
+        found = re.fullmatch(f"{name}({number})", text, re.ASCII)
+        if found:
+            return MethodName(name, order=int(found[1]))
     raise UserError(f"there is no gradient method '{text}': {suggest(text, METHODS)}")
 
 
@@ -79,21 +99,20 @@ def make_method(text: str) -> "GradientMethod":
     """Makes the gradient method of that name, as `parse_method` reads it.
 
     Raises:
-        UserError: There is no such method, or not of that order.
+        UserError: There is no such method.
     """
     name = parse_method(text)
     from snaprl import cores
 
-    def influence(name: MethodName) -> "SnAp | RTRL":
-        return cores.SnAp(order=name.order) if name.kind == "snap" else cores.RTRL()
-
-    try:
+    def make(name: MethodName) -> Any:
         match name.kind:
-            case "frozen":
-                return cores.Frozen()
+            case "snap":
+                return cores.SnAp(order=name.order)
+            case "ok_rtrl":
+                return cores.OKRTRL(rank=name.order)
             case "bptt":
-                return cores.BPTT(tail=influence(name.tail) if name.tail else None)
-            case _:
-                return influence(name)
-    except ValueError as error:  # an order that the core cannot follow
-        raise UserError(f"the gradient method '{text}' cannot be made: {error}") from None
+                return cores.BPTT(tail=make(name.tail) if name.tail else None)
+            case kind:
+                return getattr(cores, _PLAIN[kind])()
+
+    return make(name)

@@ -34,12 +34,16 @@ class EnvConfig:
 class AgentConfig:
     """The network, and how its core learns through time."""
 
-    # recurrent cell: simple, gru, mgu, lstm or optimized_lstm
+    # recurrent cell: simple, gru, mgu, lstm, optimized_lstm, layer_norm_gru, layer_norm_lstm,
+    # indrnn, elstm, lru or rtu
     cell: Annotated[str, Named(parts.check_cell)] = "gru"
     # units of the cell
     features: Count = 64
-    # gradient through time: snap1 (snapN), rtrl, bptt, bptt+snap1, bptt+rtrl or frozen
+    # gradient through time: snap1 (snapN), rtrl, bptt, bptt+snap1, bptt+rtrl, rflo, eprop, uoro,
+    # kf_rtrl, ok_rtrl4 (ok_rtrlN) or frozen
     method: Annotated[str, Named(parts.check_method), tyro.conf.arg(aliases=["--method"])] = "snap1"
+    # units that a unit reads, drawn once at random and shared by the gates; 0 for all
+    fan_in: Annotated[int, Within(0)] = 0
     # widths of the hidden layers between the observation and the core
     encoder: tuple[Count, ...] = ()
     # the core sees the last action

@@ -120,6 +120,24 @@ def test_a_network_is_what_its_config_says(name):
     assert (found.last_action, found.last_reward, found.dtype) == (False, True, jnp.bfloat16)
 
 
+@pytest.mark.parametrize("method", ["snap1", "snap2", "rtrl", "bptt+snap2"])
+def test_a_sparse_policy_learns_with_the_weights_that_it_has(method):
+    """Weights that are not there stay 0 to the rest of the network, whatever the optimiser does."""
+    config = Config(
+        agent=AgentConfig(features=8, fan_in=3, method=method),
+        env=EnvConfig(kwargs={"length": 4}),
+        training=TrainingConfig(streams=2, unroll=2, steps=64),
+    )
+    found = network(config)
+    mask = found.core().mask
+    assert mask.leaves["hr", "kernel"].sum(0).tolist() == [3] * 8
+    built = build(config)
+    variables = built.agent.init(jax.random.key(0), 2)
+    assert {"params", "sparsity"} <= set(variables)
+    fresh = built.agent.initial_state(jax.random.key(0), 2)
+    assert jax.tree.leaves(fresh.influence)
+
+
 WRONG = {
     "id": (EnvConfig("snaprl/TMaze-v1"), r"^env.id snaprl/TMaze-v1: .*did you mean"),
     "argument": (EnvConfig(kwargs={"lenght": 3}), r"^env.id snaprl/TMaze-v0: .*'length'\?$"),

@@ -181,13 +181,13 @@ IN_FILE = [
     ),
     (
         "agent.cell = 'gro'",
-        "'agent.cell' in {}: there is no cell 'gro': did you mean 'gru', or one of lstm, mgu, "
-        "optimized_lstm, simple?",
+        "'agent.cell' in {}: there is no cell 'gro': did you mean 'gru', or one of elstm, "
+        "indrnn, layer_norm_gru, layer_norm_lstm, lru, lstm, mgu, optimized_lstm, rtu, simple?",
     ),
     (
-        "agent.method = 'snap0'",
-        "'agent.method' in {}: there is no gradient method 'snap0': did you mean 'snap1', or one "
-        "of bptt, bptt+rtrl, bptt+snap1, frozen, rtrl?",
+        "agent.method = 'snap01'",
+        "'agent.method' in {}: there is no gradient method 'snap01': did you mean 'snap1', or one "
+        "of bptt, bptt+rtrl, bptt+snap1, eprop, frozen, kf_rtrl, ok_rtrl4, rflo, rtrl, uoro?",
     ),
     (
         "env.kwargs.day = 2026-01-01",
@@ -310,7 +310,21 @@ def test_nearest_words():
 def test_method_names_are_taken_apart():
     assert parts.parse_method("snap12") == parts.MethodName("snap", order=12)
     assert parts.parse_method("bptt+rtrl").tail == parts.MethodName("rtrl")
-    for wrong in ("snap", "snap01", "bptt+", "bptt+bptt", "rtrl+snap1", "frozen+rtrl", "SNAP1", ""):
+    assert parts.parse_method("snap0") == parts.MethodName("snap", order=0)
+    assert parts.parse_method("ok_rtrl3") == parts.MethodName("ok_rtrl", order=3)
+    for wrong in (
+        "snap",
+        "snap01",
+        "ok_rtrl",
+        "ok_rtrl0",
+        "bptt+uoro",
+        "bptt+",
+        "bptt+bptt",
+        "rtrl+snap1",
+        "frozen+rtrl",
+        "SNAP1",
+        "",
+    ):
         with pytest.raises(UserError, match="there is no gradient method"):
             parts.parse_method(wrong)
 
@@ -328,6 +342,11 @@ def test_names_make_what_they_stand_for():
         "bptt+snap1": cores.BPTT(tail=cores.SnAp(order=1)),
         "bptt+rtrl": cores.BPTT(tail=cores.RTRL()),
         "frozen": cores.Frozen(),
+        "rflo": cores.RFLO(),
+        "eprop": cores.EProp(),
+        "uoro": cores.UORO(),
+        "kf_rtrl": cores.KFRTRL(),
+        "ok_rtrl4": cores.OKRTRL(rank=4),
     }
     assert parts.cell_class("gru") is nn.GRUCell
     for name in parts.CELLS:
