@@ -96,10 +96,13 @@ def run_python(code: str, **environment: str) -> str:
 @pytest.mark.parametrize("module", ["snaprl", "snaprl.cores", "snaprl.envs", "snaprl.envs.tmaze"])
 def test_import_is_light(module):
     code = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
-    loaded = {name.split(".")[0] for name in json.loads(run_python(code))}
+    modules = json.loads(run_python(code))
+    loaded = {name.split(".")[0] for name in modules}
     assert loaded.isdisjoint(HEAVY)
     if module == "snaprl":
         assert "jax" not in loaded
+    if module == "snaprl.cores":
+        assert "flax.nnx" not in modules
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
