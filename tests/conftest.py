@@ -42,6 +42,32 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+def _mappings() -> int:
+    """How many ranges of memory this process has mapped; 0 where the system does not say."""
+    try:
+        with Path("/proc/self/maps").open("rb") as lines:
+            return sum(1 for _ in lines)
+    except OSError:
+        return 0
+
+
+_since_last_look = 0
+
+
+def pytest_runtest_teardown() -> None:
+    """Lets go of compiled programs before there are too many of them.
+
+    XLA maps each program's code into memory. Linux allows a process 65 530 mappings, and what asks
+    for more of them dies of a segmentation fault.
+    """
+    global _since_last_look
+    _since_last_look += 1
+    if _since_last_look >= 10:
+        _since_last_look = 0
+        if _mappings() > 30_000:
+            jax.clear_caches()
+
+
 # A [B] added to a [T, B] is a mistake until someone writes which axis it belongs to.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", _compilation_cache())
