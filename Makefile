@@ -33,8 +33,8 @@ train: $(READY) ## train the T-maze (or CONFIG=...), evaluate it, draw its curve
 	@echo "weights   $(RUN)/checkpoints/"
 	@echo "Start again from nothing: remove $(RUN), or give another one with RUN=..."
 
-test: $(READY) ## the fast tests
-	$(PY) -m pytest -m "not slow and not learning" $(ARGS)
+test: $(READY) ## the fast tests, on all cores
+	$(PY) -m pytest -n auto --dist loadfile -m "not slow and not learning" $(ARGS)
 
 test-all: $(READY) ## every test, slow and learning ones too
 	$(PY) -m pytest $(ARGS)

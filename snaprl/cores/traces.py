@@ -33,6 +33,11 @@ from snaprl.cores.unitwise import (
     written_out,
 )
 
+# Steps up to which the sum in (13) is written out: it then fuses with what is kept of the old
+# influence into one pass over memory, and a short segment costs little else. From some length on a
+# matrix product is faster, though its result is written and read once more.
+SHORT = 8
+
 Diagonal = Callable[[UnitwiseCell, Params, Derivatives], Block]  # d_t, U x U
 
 
@@ -126,8 +131,10 @@ def _advance(
         kept = plain_total(_over_fan_in(x, e) * e for x, e in zip(p_0[u], old, strict=True))
         if leaf == "bias" or source is None:
             new = target.sum(0)
-        elif len(target) == 1:  # the step form (10): a product over nothing is a loop that fuses
-            new = source[0, :, :, None] * target[0, :, None, :]
+        elif len(target) <= SHORT:
+            new = plain_total(
+                s[:, :, None] * x[:, None] for s, x in zip(source, target, strict=True)
+            )
         else:  # one product per gate: joining the gates costs more than it saves
             new = jnp.einsum("tbj,tbk->bjk", source, target)
         return new + segment.where_reset(gone_0, 0.0, kept)

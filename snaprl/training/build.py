@@ -1,16 +1,21 @@
 """From a config to what it describes: environments, agent, learner, loop."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gymnasium
+import jax
 import jax.numpy as jnp
 import optax
 
 from snaprl import envs
 from snaprl.agents import ActorCriticLoss, Agent, NetworkConfig, actor_critic
-from snaprl.training import parts
+from snaprl.training import actors, parts
+from snaprl.training.actors import played_like
 from snaprl.training.errors import UserError
+from snaprl.training.host_envs import HostEnvs
 from snaprl.training.learner import Learner, make_learner
 from snaprl.training.schema import Config, OptimizerConfig
 
@@ -23,6 +28,7 @@ class Built(NamedTuple):
     agent: Agent
     learner: Learner
     pure: envs.AutoResetEnv | None  # the environment as pure functions, where it runs on device
+    observation_space: gymnasium.Space  # of one environment
     updates: int  # of the whole training
     updates_per_report: int
     steps_per_update: int
@@ -34,13 +40,15 @@ def build(config: Config) -> Built:
     Raises:
       UserError: the environment, or one of its arguments or spaces, is not known or supported.
     """
-    t = config.training
+    t, a = config.training, config.actors
+    on_device = t.loop == "device" or (t.loop == "auto" and a.engine == "local")
+    _check_actors(config)
     try:
         net = network(config)
     except ValueError as error:
         raise UserError(f"agent.method {config.agent.method}: {error}") from error
     try:
-        pure = envs.make_pure(config.env.id, **config.env.kwargs) if t.loop != "host" else None
+        pure = envs.make_pure(config.env.id, **config.env.kwargs) if on_device else None
         if t.loop == "device" and pure is None:
             raise UserError(
                 f"{config.env.id} is no environment of pure functions: training.loop must be "
@@ -51,16 +59,41 @@ def build(config: Config) -> Built:
     except (ValueError, TypeError, ModuleNotFoundError, gymnasium.error.Error) as error:
         given = f" (env.kwargs is {config.env.kwargs})" if isinstance(error, TypeError) else ""
         raise UserError(f"env.id {config.env.id}: {error}{given}") from error
-    steps_per_update = t.streams * t.unroll
+    per_update = a.count if pure else a.per_update or a.count
+    steps_per_update = t.streams // a.count * per_update * t.unroll
+    # one of every actor and none ever lost
+    whole_bank = pure is not None or (a.engine == "local" and per_update == a.count)
     updates = -(-t.steps // steps_per_update)
     return Built(
         agent=agent,
-        learner=make_learner(agent.loss, optimizer(config.optimizer, updates), whole_bank=True),
+        learner=make_learner(
+            agent.loss, optimizer(config.optimizer, updates), whole_bank=whole_bank
+        ),
         pure=envs.auto_reset(pure) if pure else None,
+        observation_space=spaces.observation_space,
         updates=updates,
         updates_per_report=max(1, min(updates, t.report_every // steps_per_update)),
         steps_per_update=steps_per_update,
     )
+
+
+def _check_actors(config: Config) -> None:
+    t, a = config.training, config.actors
+    if t.streams % a.count:
+        raise UserError(
+            f"training.streams = {t.streams} cannot be shared by actors.count = {a.count}: make it "
+            "a multiple"
+        )
+    if a.per_update > a.count:
+        raise UserError(
+            f"actors.per_update = {a.per_update} segments of different actors, but there are only "
+            f"actors.count = {a.count}"
+        )
+    if t.loop == "device" and a.engine != "local":
+        raise UserError(
+            f"training.loop = 'device' has no actors: actors.engine = '{a.engine}' needs 'host' or "
+            "'auto'"
+        )
 
 
 class _Spaces(NamedTuple):
@@ -78,6 +111,45 @@ def make_envs(config: Config, copies: int) -> gymnasium.vector.VectorEnv:
     """Copies of a config's environment on the host."""
     arguments: dict[str, Any] = dict(config.env.kwargs)
     return envs.make_vec(config.env.id, copies, **arguments)
+
+
+def make_actor(
+    config: Config,
+    index: int,
+    *,
+    agent: Agent | None = None,
+    alive: Callable[[], None] = lambda: None,
+) -> actors.Actor:
+    """One of a config's actors, wherever it is to run."""
+    streams = config.training.streams // config.actors.count
+    return actors.Actor(
+        agent or build(config).agent,
+        HostEnvs(make_envs(config, streams)),
+        unroll=config.training.unroll,
+        discount=config.loss.discount,
+        first_stream=index * streams,
+        alive=alive,
+    )
+
+
+def make_engine(config: Config, built: Built) -> actors.Engine:
+    """What runs a config's actors."""
+    a, t, agent = config.actors, config.training, built.agent
+    if a.engine == "local":
+        return actors.LocalEngine([make_actor(config, k, agent=agent) for k in range(a.count)])
+    streams = t.streams // a.count
+    init = functools.partial(agent.init, streams=streams)
+    shapes = {
+        "played": played_like(agent, built.observation_space, streams=streams, unroll=t.unroll),
+        "variables": jax.eval_shape(init, jax.random.key(0)),
+    }
+    supervisor = actors.Supervisor(a.restarts)
+    options = {"ahead": a.ahead, "patience_s": a.patience_s, "supervisor": supervisor}
+    make = functools.partial(make_actor, config)
+    if a.engine == "ray":
+        options |= {"address": a.ray_address, "cpus": a.ray_cpus}
+        return actors.RayEngine(make, a.count, **shapes, **options)
+    return actors.ProcessEngine(make, a.count, **shapes, **options)
 
 
 def network(config: Config) -> NetworkConfig:

@@ -1,5 +1,6 @@
 """Environment, agent and learner in one jitted program, where environments are pure functions."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -64,8 +65,14 @@ class DeviceLoop:
         """Starts parameters, streams and environments; `key` is consumed."""
         return self._init(key)
 
-    def run(self, state: LoopState, updates: int) -> tuple[LoopState, Chunk]:
-        """Makes `updates` updates, at most `updates_per_chunk`; `state` is consumed."""
+    def run(
+        self, state: LoopState, updates: int, stop: Callable[[], bool] = lambda: False
+    ) -> tuple[LoopState, Chunk]:
+        """Makes `updates` updates, at most `updates_per_chunk`; `state` is consumed.
+
+        It is one program, which nothing stops on its way.
+        """
+        del stop
         state, chunk = self._chunk(state, jnp.int32(updates))
         return state, jax.device_get(chunk)._replace(updates=updates)
 

@@ -6,7 +6,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,19 +15,20 @@ import jax
 
 from snaprl.training import meters, sinks
 from snaprl.training import schema as schemas
-from snaprl.training.build import Built, build, make_envs
+from snaprl.training.actors import ActorLoop
+from snaprl.training.build import Built, build, make_engine, make_envs
 from snaprl.training.checkpoints import Checkpoints, Restored
 from snaprl.training.config import dumps, load
 from snaprl.training.device_loop import DeviceLoop
 from snaprl.training.errors import UserError
 from snaprl.training.evaluate import evaluate_on_device, evaluate_on_host
 from snaprl.training.host_envs import HostEnvs
-from snaprl.training.host_loop import HostLoop
 from snaprl.training.progress import Progress
 
 PyTree = Any
 # a run that goes on may be told to go further or to say more, not to be another run
 FREE = {"training.steps", "training.report_every", "training.checkpoint_every"}
+FREE |= {"actors.restarts", "actors.patience_s", "actors.ray_address", "actors.ray_cpus"}
 FREE |= {"training.keep_checkpoints", "evaluation.episodes", "evaluation.max_steps"}
 OURS = ("config.toml", "metrics.jsonl", "checkpoints")  # a folder with one of them is no new one
 VERSIONS = ("snaprl", "jax", "jaxlib", "flax", "optax", "rlax", "gymnasium", "numpy")
@@ -47,8 +48,10 @@ class Loop(Protocol):
         """The state before the first update."""
         ...
 
-    def run(self, state: PyTree, updates: int) -> tuple[PyTree, meters.Chunk]:
-        """Makes updates; `state` is consumed."""
+    def run(
+        self, state: PyTree, updates: int, stop: Callable[[], bool] = ...
+    ) -> tuple[PyTree, meters.Chunk]:
+        """Makes updates, or fewer where it is asked to stop; `state` is consumed."""
         ...
 
     def restore(self, state: PyTree) -> PyTree:
@@ -106,7 +109,7 @@ class Run:
         state, update, told = self._begin()
         total = built.updates * built.steps_per_update
         step = saved = update * built.steps_per_update
-        with _interruptible() as stop, self._sinks(step) as sink:
+        with self._closing(), _interruptible() as stop, self._sinks(step) as sink:
             begin_s = time.monotonic() - told
             report: dict[str, float] = {"step": step}
             due = _next(step, self.config.training.checkpoint_every)
@@ -114,7 +117,10 @@ class Run:
                 while update < built.updates and not stop:
                     start_s = time.monotonic()
                     count = min(built.updates_per_report, built.updates - update)
-                    state, chunk = loop.run(state, count)
+                    state, chunk = loop.run(state, count, lambda: bool(stop))
+                    if not chunk.updates:
+                        break
+                    count = chunk.updates
                     self._check(chunk, update)
                     update += count
                     step = update * built.steps_per_update
@@ -130,8 +136,6 @@ class Run:
             # here, for the wish to stop may come at any moment
             if step > saved:
                 self._checkpoints.save(step, state)
-        self._checkpoints.close()
-        loop.close()
         if stop:
             print(f"snaprl: stopped at step {step}; go on with --resume", file=sys.stderr)
         return report
@@ -194,6 +198,14 @@ class Run:
         finally:
             sink.close()
 
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._loop.close()
+            self._checkpoints.close()
+
     def _check(self, chunk: meters.Chunk, update: int) -> None:
         steps = self._built.steps_per_update
         try:
@@ -201,8 +213,6 @@ class Run:
         except meters.Divergence as error:
             kept = self._checkpoints.steps()
             where = f"the checkpoint of step {kept[-1]} is kept" if kept else "none was saved yet"
-            self._checkpoints.close()
-            self._loop.close()
             raise UserError(
                 f"training stopped, for {error}; {where}; a lower optimizer.learning_rate may help"
             ) from error
@@ -220,9 +230,16 @@ def make_loop(config: schemas.Config, built: Built) -> Loop:
             unroll=t.unroll,
             updates_per_chunk=built.updates_per_report,
         )
-    envs = HostEnvs(make_envs(config, t.streams))
-    return HostLoop(
-        built.agent, built.learner, envs, unroll=t.unroll, discount=config.loss.discount
+    a = config.actors
+    return ActorLoop(
+        built.agent,
+        built.learner,
+        make_engine(config, built),
+        streams=t.streams,
+        unroll=t.unroll,
+        actors=a.count,
+        per_update=a.per_update or a.count,
+        window=a.window,
     )
 
 

@@ -105,6 +105,32 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class ActorsConfig:
+    """Who plays where environments run on the host."""
+
+    # where actors run: in this process, in others of this machine, or on a Ray cluster
+    engine: Annotated[Literal["local", "processes", "ray"], tyro.conf.arg(aliases=["--engine"])] = (
+        "local"
+    )
+    # actors that share the streams
+    count: Count = 1
+    # segments, of as many actors, that make an update; 0 for one of every actor
+    per_update: Annotated[int, Within(0)] = 0
+    # segments that an actor may be ahead of the learner
+    ahead: Count = 2
+    # segments of an actor that may wait for one that is late, before it is given up
+    window: Count = 4
+    # seconds without an environment step after which an actor is replaced
+    patience_s: Positive = 60.0
+    # replacements within an hour after which the run gives up
+    restarts: Annotated[int, Within(0)] = 100
+    # a Ray cluster; where it is empty, one starts on this machine
+    ray_address: str = ""
+    # processor cores that Ray keeps for an actor
+    ray_cpus: Annotated[float, Within(0)] = 1.0
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """How a trained policy is measured."""
 
@@ -124,4 +150,5 @@ class Config:
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
+    actors: ActorsConfig = ActorsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -23,8 +23,8 @@ from snaprl.agents import ActorCriticLoss, NetworkConfig, RecurrentActorCritic, 
 from snaprl.agents.actor_critic import lambda_returns
 from snaprl.cores import BPTT, CoreState
 from snaprl.envs import PureVectorEnv, TMaze
+from snaprl.training.actors import Actor, ActorLoop, LocalEngine
 from snaprl.training.host_envs import HostEnvs
-from snaprl.training.host_loop import HostLoop
 
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]
 B, STEPS = 3, 26
@@ -155,16 +155,22 @@ NETWORK = NetworkConfig(features=3, method=BPTT(), last_action=False, last_rewar
 READ = {"observation": {"place": 0, "kind": (0,)}}
 
 
+def make_loop(agent, envs: HostEnvs, unroll: int) -> ActorLoop:
+    """A loop with one actor, whose learner hands the segments out."""
+    engine = LocalEngine([Actor(agent, envs, unroll=unroll, discount=GAMMA)])
+    one = {"actors": 1, "per_update": 1, "window": 1}
+    return ActorLoop(agent, spying(agent), engine, streams=B, unroll=unroll, **one)
+
+
 @pytest.fixture(scope="module")
 def runs():
     """For each mode `(segment, values, chunk)` of one long segment, with the same parameters."""
     loss = ActorCriticLoss(discount=GAMMA, trace_decay=LAMBDA)
     agent = actor_critic(SCRIPTED_SPACE, Scripted.action_space, NETWORK, loss)
-    learner = spying(agent)
     net = RecurrentActorCritic(NETWORK, NETWORK.observed(SCRIPTED_SPACE, spaces.Discrete(2)), 2)
     found = {}
     for mode in MODES:
-        loop = HostLoop(agent, learner, make_envs(mode), unroll=STEPS, discount=GAMMA)
+        loop = make_loop(agent, make_envs(mode), STEPS)
         state = loop.init(jax.random.key(0))
         variables = jax.device_get(state.learner.variables)
         _, chunk = loop.run(state, 1)
@@ -252,7 +258,7 @@ def test_sums_over_episodes_are_exact(runs, mode):
 def test_segments_over_a_maze_are_what_happened():
     agent = maze_agent()
     vector = PureVectorEnv(TMaze(length=LENGTH, timeout=TIMEOUT).make(), B)
-    loop = HostLoop(agent, spying(agent), HostEnvs(vector), unroll=4, discount=GAMMA)
+    loop = make_loop(agent, HostEnvs(vector), 4)
     state = loop.init(jax.random.key(0))
     variables = jax.device_get(state.learner.variables)
     _, chunk = loop.run(state, 20)

@@ -1,0 +1,198 @@
+"""Actors play, the learner learns: the loop over environments that step on the host."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from snaprl.agents import Agent, Segment
+from snaprl.training.actors.actor import EPISODES
+from snaprl.training.actors.engine import Engine
+from snaprl.training.actors.order import Order
+from snaprl.training.learner import Learner, LearnerState
+from snaprl.training.meters import Chunk
+
+Array = jax.Array
+PyTree = Any
+Stop = Callable[[], bool]
+WAIT_S = 0.5  # how often a wait for segments looks whether to stop
+
+
+class ActorLoopState(NamedTuple):
+    """All that decides what the loop does next, as far as the engine can tell it."""
+
+    learner: LearnerState
+    actors: PyTree  # `Engine.snapshot()`
+    key: Array
+
+
+class ActorLoop:
+    """Trains on what actors play.
+
+    Where actors go on playing while the learner learns, the batch after next is on its way to the
+    device during an update, and parameters are given out as soon as they are there.
+
+    Attributes:
+      steps_per_update: environment steps that one update consumes.
+      exact: whether a restored run goes on exactly; else its episodes start anew.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        learner: Learner,
+        engine: Engine,
+        *,
+        streams: int,
+        unroll: int,
+        actors: int,
+        per_update: int,
+        window: int,
+        put: Callable[[PyTree], PyTree] = jax.device_put,
+        keep: Callable[[LearnerState], LearnerState] = lambda state: state,
+    ):
+        """Compiles nothing yet.
+
+        Args:
+          agent: what the actors play with.
+          learner: with `whole_bank=True` only where an update takes in all streams and none is
+            ever lost.
+          engine: runs the actors; this now owns it.
+          streams: of all actors together.
+          unroll: steps of a segment.
+          actors: how many there are.
+          per_update: segments, of as many actors, that make an update.
+          window: segments of an actor that may wait for one that is late.
+          put: takes a segment of numpy arrays to the learner's devices.
+          keep: takes the learner's state to them.
+        """
+        self._agent, self._engine, self._streams = agent, engine, streams
+        self._per_update, self._window = per_update, window
+        self._put, self._keep = put, keep
+        self.steps_per_update = streams // actors * per_update * unroll
+        self.exact = engine.exact
+        self.knows_success = False
+        self._learner = learner
+        self._update = jax.jit(learner.update, donate_argnums=0)
+        self._norm = jax.jit(_norm)
+        self._order = Order([0] * actors, window)
+        self._version = 0
+        self._batch: _Batch | None = None  # on its way
+
+    def init(self, key: Array) -> ActorLoopState:
+        """Starts parameters, streams and actors; `key` is consumed."""
+        key, agent_key, state_key = jax.random.split(key, 3)
+        variables = self._agent.init(agent_key, self._streams)
+        learner = self._learner.init(variables, self._agent.initial_state(state_key, self._streams))
+        key = self._start(key)
+        return ActorLoopState(self._keep(learner), self._engine.snapshot(), key)
+
+    def restore(self, state: ActorLoopState) -> ActorLoopState:
+        """Puts the actors where `state` left them; where that cannot be, their episodes restart."""
+        learner = self._keep(jax.tree.map(jnp.asarray, state.learner))
+        key = self._start(jnp.asarray(state.key))
+        self._engine.restore(state.actors)
+        self._order = Order(self._engine.numbers(), self._window)
+        self._version = int(learner.updates)
+        return ActorLoopState(learner, self._engine.snapshot(), key)
+
+    def run(
+        self, state: ActorLoopState, updates: int, stop: Stop = lambda: False
+    ) -> tuple[ActorLoopState, Chunk]:
+        """Makes `updates` updates, or fewer where `stop` says so; `state` is consumed."""
+        learner, engine, history = state.learner, self._engine, []
+        totals, watched = np.zeros(len(EPISODES)), []
+        begin_s = time.monotonic()
+        self._publish(learner)
+        while len(history) < updates:
+            batch, self._batch = self._batch or self._collect(stop), None
+            if batch is None:
+                break
+            watched.append({"lag": self._version - batch.version, "queue": len(self._order)})
+            learner, metrics = self._update(learner, batch.segment)
+            history.append(metrics)
+            totals += batch.episodes
+            self._version += 1
+            if engine.ahead and len(history) < updates:
+                self._batch = self._collect(stop)  # while the device computes
+            self._publish(learner)
+        metrics = _columns(jax.device_get(history)) | _columns(watched)
+        if engine.ahead and history:
+            metrics |= self._told(learner, len(history), time.monotonic() - begin_s)
+        chunk = Chunk(len(history), metrics, dict(zip(EPISODES, totals, strict=True)))
+        return ActorLoopState(learner, engine.snapshot(), state.key), chunk
+
+    def close(self) -> None:
+        """Ends the actors."""
+        self._engine.close()
+
+    def _start(self, key: Array) -> Array:
+        key, seed_key = jax.random.split(key)
+        self._engine.start(int(jax.random.bits(seed_key)))
+        self._order, self._batch = Order(self._engine.numbers(), self._window), None
+        return key
+
+    def _publish(self, learner: LearnerState) -> None:
+        self._engine.publish(learner.variables, self._version)
+
+    def _collect(self, stop: Stop) -> "_Batch | None":
+        """Waits for the segments of an update; None where it is time to stop."""
+        while (messages := self._order.take(self._per_update)) is None:
+            if stop():
+                return None
+            message = self._engine.receive(WAIT_S)
+            if message is not None:
+                self._order.put(message)
+        self.knows_success |= any(bool(m.played.knows_success) for m in messages)
+        batch = _Batch(
+            segment=self._put(_joined([m.segment for m in messages])),
+            episodes=np.sum([m.played.episodes for m in messages], axis=0),
+            version=float(np.mean([m.version for m in messages])),
+        )
+        for message in messages:
+            message.release()
+        return batch
+
+    def _told(self, learner: LearnerState, updates: int, elapsed_s: float) -> dict[str, Any]:
+        """What is worth watching of actors that play on their own."""
+        order = self._order
+        told = self._engine.report() | {
+            "influence_norm": float(self._norm(learner.bank.influence)),
+            "updates_per_s": updates / elapsed_s,
+            "missing": float(order.missing),
+            "repeated": float(order.repeated),
+            "stale": float(order.stale),
+        }
+        return {name: np.array([value]) for name, value in told.items()}
+
+
+class _Batch(NamedTuple):
+    segment: Segment
+    episodes: np.ndarray
+    version: float
+
+
+def _joined(segments: list[Segment]) -> Segment:
+    """Segments side by side, in new memory."""
+
+    def join(axis: int) -> Callable[..., np.ndarray]:
+        return lambda *xs: np.concatenate(xs, axis)
+
+    whole = jax.tree.map(join(1), *(s._replace(hidden=(), stream=(), number=()) for s in segments))
+    rows = [(s.hidden, s.stream, s.number) for s in segments]
+    hidden, stream, number = jax.tree.map(join(0), *rows)
+    return whole._replace(hidden=hidden, stream=stream, number=number)
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    return {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else {})}
+
+
+def _norm(tree: PyTree) -> Array:
+    """The norm of all numbers in a tree."""
+    numbers = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return optax.tree.norm(numbers) if numbers else jnp.zeros(())

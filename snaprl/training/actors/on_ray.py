@@ -1,0 +1,248 @@
+"""Actors on a Ray cluster, or on one that starts on this machine."""
+
+import os
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from snaprl.training.actors.engine import MakeActor, Message
+from snaprl.training.actors.layout import Layout
+from snaprl.training.actors.processes import ENVIRONMENT, STARTUP_S
+from snaprl.training.actors.supervisor import Supervisor
+from snaprl.training.errors import UserError
+
+PyTree = Any
+# A cluster of this machine alone talks to no other: no usage reports, and loopback only.
+PRIVATE = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
+}
+
+
+class _Remote:
+    """What lives on the cluster: an actor, and the parameters that it last saw."""
+
+    def __init__(self, make: MakeActor, actor: int, seed: int, played: Layout, variables: Layout):
+        self._actor = make(actor)
+        self._state = self._actor.start(seed)
+        self._played, self._layout = played, variables
+        self._version, self._variables = -1, None
+
+    def play(self, version: int, parameters: np.ndarray) -> np.ndarray:
+        """A segment as one buffer, uint8 `[nbytes]`."""
+        if version != self._version:
+            # a copy: Ray's store may take its memory back
+            self._variables = jax.device_put(self._layout.views(parameters.copy()))
+            self._version = version
+        self._state, played = self._actor.play(self._variables, self._state)
+        buffer = np.zeros(self._played.nbytes, np.uint8)
+        self._played.write(played, buffer)
+        return buffer
+
+
+class _Order(NamedTuple):
+    """A segment that was asked for."""
+
+    actor: int
+    life: int
+    version: int
+    due_s: float  # when the actor is taken for lost
+
+
+class RayEngine:
+    """Actors as Ray's actors: one message per segment, one stored object per parameter version.
+
+    Each actor has a few segments ordered ahead, each with the newest parameters of that moment.
+    """
+
+    exact = False
+    ahead = True
+
+    def __init__(
+        self,
+        make: MakeActor,
+        actors: int,
+        *,
+        played: PyTree,
+        variables: PyTree,
+        ahead: int,
+        patience_s: float,
+        supervisor: Supervisor,
+        address: str = "",
+        cpus: float = 1.0,
+    ):
+        """Starts nothing yet.
+
+        Args:
+          make: `(index, *, alive) -> Actor`; runs on the cluster, so it must pickle.
+          actors: how many.
+          played: shapes and types of what an actor plays.
+          variables: those of the parameters.
+          ahead: segments that an actor may be ahead of the learner.
+          patience_s: seconds for a segment after which an actor is replaced.
+          supervisor: counts replacements.
+          address: the cluster's; where it is empty, one starts on this machine.
+          cpus: processor cores that Ray keeps for an actor.
+
+        Raises:
+          UserError: Ray is not installed.
+        """
+        if not address:
+            os.environ.update(PRIVATE)  # read when Ray is imported
+        try:
+            import ray
+        except ModuleNotFoundError as error:
+            raise UserError(
+                "actors.engine = 'ray' needs Ray: pip install 'snaprl[ray]', or use 'processes'"
+            ) from error
+        self._ray: Any = ray
+        self._make, self._count, self._ahead = make, actors, ahead
+        self._patience_s, self._supervisor = patience_s, supervisor
+        self._played, self._variables = Layout(played), Layout(variables)
+        self._pack = jax.jit(self._variables.pack)
+        self._address, self._cpus = address, cpus
+        self._seed = np.random.SeedSequence(0)
+        self._handles: list[Any] = []
+        self._lives = [0] * actors
+        self._orders: dict[Any, _Order] = {}  # by Ray's reference
+        self._parameters: Any = None
+        self._version = 0
+        self._started_here = False
+
+    def start(self, seed: int) -> None:
+        """Says where randomness comes from; actors start when a segment is asked for."""
+        self._seed = np.random.SeedSequence(seed)
+
+    def publish(self, variables: PyTree, version: int) -> None:
+        """Puts parameters where actors that play next find them."""
+        packed = np.asarray(self._pack(variables))
+        self._connect()
+        self._parameters, self._version = self._ray.put(packed), version
+
+    def receive(self, timeout_s: float) -> Message | None:
+        """The next segment of any actor.
+
+        Raises:
+          UserError: actors had to be replaced too often, or the cluster is too small.
+        """
+        if not self._handles:
+            self._handles = [self._remote(k) for k in range(self._count)]
+            for actor in range(self._count):
+                for _ in range(self._ahead):
+                    self._ask(actor, STARTUP_S)
+        ready, _ = self._ray.wait(list(self._orders), num_returns=1, timeout=timeout_s)
+        if not ready:
+            self._replace_late()
+            return None
+        order = self._orders.pop(ready[0])
+        try:
+            buffer = self._ray.get(ready[0])
+        except self._ray.exceptions.RayError as error:
+            self._replace(order.actor, f"failed ({_why(error)})")
+            return None
+        played = self._played.views(buffer)
+        life = order.life
+        self._expect(order.actor)
+
+        def release() -> None:
+            # it may have been replaced since
+            if self._handles and self._lives[order.actor] == life:
+                self._ask(order.actor, self._patience_s)
+
+        return Message(played, order.actor, life, order.version, release)
+
+    def numbers(self) -> list[int]:
+        """The number of the segment that each actor sends next: streams start anew."""
+        return [0] * self._count
+
+    def snapshot(self) -> PyTree:
+        """Nothing: who plays on meanwhile cannot be saved."""
+        return ()
+
+    def restore(self, snapshot: PyTree) -> None:
+        """Actors start anew."""
+        del snapshot
+
+    def report(self) -> dict[str, float]:
+        """How many actors there are and how many were replaced."""
+        return {"actors": float(self._count), "restarts": float(self._supervisor.restarts)}
+
+    def close(self) -> None:
+        """Ends all actors, and the cluster if it is ours."""
+        for handle in self._handles:
+            self._ray.kill(handle)
+        self._handles, self._orders, self._parameters = [], {}, None
+        if self._started_here:
+            self._ray.shutdown()
+            self._started_here = False
+
+    def _connect(self) -> None:
+        if self._ray.is_initialized():
+            return
+        try:
+            if self._address:
+                self._ray.init(address=self._address, log_to_driver=False)
+            else:
+                self._ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    _node_ip_address="127.0.0.1",
+                )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            where = self._address or "this machine"
+            raise UserError(f"no Ray cluster could be reached at {where}: {error}") from error
+        self._started_here = True
+        have = self._ray.cluster_resources().get("CPU", 0)
+        if have < self._count * self._cpus:
+            raise UserError(
+                f"actors.count = {self._count} actors of actors.ray_cpus = {self._cpus} need "
+                f"{self._count * self._cpus:g} cores, and the cluster has {have:g}: lower either"
+            )
+
+    def _remote(self, actor: int) -> Any:
+        options = {"num_cpus": self._cpus, "runtime_env": {"env_vars": ENVIRONMENT}}
+        seed = int(self._seed.spawn(1)[0].generate_state(1)[0])
+        return (
+            self._ray.remote(_Remote)
+            .options(**options)
+            .remote(self._make, actor, seed, self._played, self._variables)
+        )
+
+    def _ask(self, actor: int, within_s: float) -> None:
+        reference = self._handles[actor].play.remote(self._version, self._parameters)
+        due_s = time.monotonic() + within_s
+        self._orders[reference] = _Order(actor, self._lives[actor], self._version, due_s)
+
+    def _expect(self, actor: int) -> None:
+        """The segment after the one that came is due from now on."""
+        due_s = time.monotonic() + self._patience_s
+        for reference, order in self._orders.items():
+            if order.actor == actor:
+                self._orders[reference] = order._replace(due_s=due_s)
+
+    def _replace_late(self) -> None:
+        now_s = time.monotonic()
+        for actor in {o.actor for o in self._orders.values() if o.due_s < now_s}:
+            self._replace(actor, f"sent nothing for {self._patience_s:.0f} s")
+
+    def _replace(self, actor: int, why: str) -> None:
+        self._orders = {r: o for r, o in self._orders.items() if o.actor != actor}
+        self._ray.kill(self._handles[actor])
+        self._supervisor.replace(actor, why)
+        self._lives[actor] += 1
+        self._handles[actor] = self._remote(actor)
+        for _ in range(self._ahead):
+            self._ask(actor, STARTUP_S)
+
+
+def _why(error: Exception) -> str:
+    """The last line of what went wrong, which names it."""
+    cause = getattr(error, "cause", None)
+    if cause is not None:
+        return f"{type(cause).__name__}: {cause}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
