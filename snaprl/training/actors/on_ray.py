@@ -1,7 +1,13 @@
 """Actors on a Ray cluster, or on one that starts on this machine."""
 
+import contextlib
+import logging
 import os
+import signal
+import socket
 import time
+import warnings
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +20,7 @@ from snaprl.training.actors.supervisor import Supervisor
 from snaprl.training.errors import UserError
 
 PyTree = Any
+REACH_S = 5.0  # in which a cluster that is there answers
 # A cluster of this machine alone talks to no other: no usage reports, and loopback only.
 PRIVATE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -182,16 +189,19 @@ class RayEngine:
     def _connect(self) -> None:
         if self._ray.is_initialized():
             return
+        options = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self._address:
+            _check_reachable(self._address)
+            options |= {"address": self._address}
+        else:
+            options |= {
+                "address": "local",
+                "include_dashboard": False,
+                "_node_ip_address": "127.0.0.1",
+            }
         try:
-            if self._address:
-                self._ray.init(address=self._address, log_to_driver=False)
-            else:
-                self._ray.init(
-                    address="local",
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    _node_ip_address="127.0.0.1",
-                )
+            with _quiet(), _signals_kept():
+                self._ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             where = self._address or "this machine"
             raise UserError(f"no Ray cluster could be reached at {where}: {error}") from error
@@ -237,6 +247,41 @@ class RayEngine:
         self._handles[actor] = self._remote(actor)
         for _ in range(self._ahead):
             self._ask(actor, STARTUP_S)
+
+
+def _check_reachable(address: str) -> None:
+    """Raises UserError where nobody answers: Ray itself would ask for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # `auto`, which looks for a cluster in Ray's own ways
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray cluster answers at actors.ray_address = '{address}' ({error}): start one "
+            "there, or leave the address out to start one on this machine"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what is said to everyone who starts Ray after jax."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # Ray forks to start other programs, not to go on in the copy
+        warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+        yield
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself; a run that is asked to end wants to leave a checkpoint."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # not in the main thread: nothing was taken
+            signal.signal(signal.SIGTERM, before)
 
 
 def _why(error: Exception) -> str:

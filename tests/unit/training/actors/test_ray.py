@@ -1,0 +1,94 @@
+"""Actors on a Ray cluster of this machine: what they send, and what happens when they fail."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from unit.training.actors.scripted import arguments
+from unit.training.actors.test_processes import WAIT_S, gone, weights
+
+from snaprl.training.actors import RayEngine
+from snaprl.training.errors import UserError
+
+pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loopback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A home that answers what Ray would ask the network for, and our tests on its path."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "ray_bootstrap_config.yaml").write_text("{}")
+    tests = str(Path(__file__).parents[3])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        patch.setenv("PYTHONPATH", tests)
+        yield
+
+
+@contextlib.contextmanager
+def running(faults: dict[int, str], actors: int, **changed: Any) -> Iterator[RayEngine]:
+    positional, named = arguments(faults, actors, **changed)
+    engine = RayEngine(*positional, **named, cpus=0.5)
+    try:
+        engine.start(0)
+        engine.publish(weights(1.0), 0)
+        yield engine
+    finally:
+        engine.close()
+
+
+def test_actors_play_fail_and_are_replaced():
+    """One cluster for all of it: starting one takes seconds."""
+    handler = signal.getsignal(signal.SIGTERM)
+    told = []
+    with running({1: "raises"}, 2) as engine:
+        assert signal.getsignal(signal.SIGTERM) is handler
+        engine._supervisor._tell = told.append
+        seen: dict[tuple[int, int], list[int]] = {}
+        pids, rewards = {}, []
+        while len(seen.get((1, 1), [])) < 2 or len(seen.get((0, 0), [])) < 8:
+            message = engine.receive(WAIT_S)
+            if message is None:
+                continue
+            seen.setdefault((message.actor, message.life), []).append(message.number)
+            pids[message.actor] = int(message.played.episodes[1])
+            if message.number == 3:
+                engine.publish(weights(9.0), 4)
+            rewards.append((message.version, float(message.segment.reward[0, 0])))
+            message.release()
+        for found in seen.values():
+            assert found == list(range(len(found)))
+        assert set(rewards) == {(0, 1.0), (4, 9.0)}
+        assert seen[1, 0] == [0, 1]
+        assert "actor 1 failed (ValueError: the floor is lava)" in told[0]
+
+        os.kill(pids[0], signal.SIGKILL)
+        while (0, 1) not in seen:
+            message = engine.receive(WAIT_S)
+            if message is not None:
+                seen.setdefault((message.actor, message.life), []).append(message.number)
+                message.release()
+        assert any(line.startswith("snaprl: actor 0 failed") for line in told)
+        assert engine.report()["restarts"] >= 2
+    assert all(gone(pid) for pid in pids.values())
+
+
+def test_a_cluster_that_is_too_small_is_one_sentence():
+    positional, named = arguments({}, 2)
+    engine = RayEngine(*positional, **named, cpus=1000.0)
+    try:
+        with pytest.raises(UserError, match=r"need 2000 cores, and the cluster has \d+"):
+            engine.publish(weights(1.0), 0)
+    finally:
+        engine.close()
+
+
+def test_a_cluster_that_is_not_there_is_one_sentence():
+    positional, named = arguments({}, 1)
+    engine = RayEngine(*positional, **named, address="127.0.0.1:1")
+    with pytest.raises(UserError, match=r"no Ray cluster answers .*127\.0\.0\.1:1"):
+        engine.publish(weights(1.0), 0)
