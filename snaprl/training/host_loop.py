@@ -85,7 +85,7 @@ class HostLoop:
                 key, act_key = jax.random.split(key)
                 hidden, act = self._act(learner.variables, hidden, observation, first, act_key)
                 out = self._envs.step(np.asarray(self._to_env(act.action)))
-                reward = out.reward
+                reward = self._agent.reward(out.reward)
                 if out.final_observation is not None:
                     reward = reward + self._beyond(learner, hidden, act.action, out)
                 rows.append((observation, first, act, reward, out.discount, out.mask))
