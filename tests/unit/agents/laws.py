@@ -85,6 +85,19 @@ def played(agent, action_space, key):
     return variables, state, segment, acts
 
 
+def value_and_grad(agent):
+    """Of a loss, as the learner takes it: of `params` alone."""
+
+    @jax.jit
+    def found(variables, state, segment):
+        def of_params(params):
+            return agent.loss({**variables, "params": params}, state, segment)
+
+        return jax.value_and_grad(of_params, has_aux=True)(variables["params"])
+
+    return found
+
+
 def close(ours, theirs, tolerance=1e-12):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), ours, theirs

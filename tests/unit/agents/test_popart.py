@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.agents.laws import ACTIONS, COSTS, OBSERVATION, Telling, close, network, played
+from unit.agents.laws import (
+    ACTIONS,
+    COSTS,
+    OBSERVATION,
+    Telling,
+    close,
+    network,
+    played,
+    value_and_grad,
+)
 
 from snaprl.agents import ActorCriticLoss, ImpalaLoss, Outputs, PPOLoss, make_agent, popart
 
@@ -26,7 +35,7 @@ def variables_of(mean, scale, updates=5):
 
 def values_of(variables, features):
     head = variables["params"]["value_head"]
-    return popart.to_reward_units(variables, features @ head["kernel"] + head["bias"])
+    return popart.to_reward_units(variables, features @ head["kernel"] + head["bias"][None])
 
 
 @given(
@@ -121,8 +130,6 @@ def test_the_unit_of_rewards_does_not_matter(x64, name):
         # last_reward is read as it is: only what is learned from has another unit
         scaled = segment._replace(reward=unit * segment.reward)
         ready = jax.jit(agent.prepare)({**variables, "popart": held}, state, scaled)
-        (total, _), grads = jax.jit(jax.value_and_grad(agent.loss, has_aux=True))(
-            ready[0], state, ready[1]
-        )
-        found.append((total, grads["params"]))
+        (total, _), grads = value_and_grad(agent)(ready[0], state, ready[1])
+        found.append((total, grads))
     close(*found, tolerance=1e-10)
