@@ -26,6 +26,8 @@ class NetworkConfig:
       encoder: widths of the hidden layers between observation and core.
       last_action: whether the core reads the last action.
       last_reward: whether the core reads the last reward.
+      memory: whether the core remembers; without, it is reset before every step, so that the same
+        network shows what a task is worth to an agent that sees the present alone.
       dtype: type of parameters and activations.
     """
 
@@ -36,6 +38,7 @@ class NetworkConfig:
     encoder: tuple[int, ...] = ()
     last_action: bool = True
     last_reward: bool = True
+    memory: bool = True
     dtype: jnp.dtype = jnp.float32
 
     def core(self) -> OnlineRNN:
@@ -95,22 +98,30 @@ class RecurrentActorCritic(nn.Module):
           The state after step T, the policy's numbers `[T, B, outputs]`, the values `[T+1, B]`, of
           which the last only bootstraps.
         """
+        first = self._resets(first)
         xs = self.encoder(observation)
         carry, ys = self.core(carry, xs[:-1], first[:-1])
         _, last = self.core.step(carry, jax.lax.stop_gradient(xs[-1]), first[-1])
         features = jnp.concatenate([ys, jax.lax.stop_gradient(last)[None]])
-        values = self.value_head(features)[..., 0].astype(jnp.float32)
-        return carry, self.policy_head(ys).astype(jnp.float32), values
+        return carry, _wide(self.policy_head(ys)), _wide(self.value_head(features)[..., 0])
 
     def step(
         self, carry: CoreState, observation: PyTree, first: Array
     ) -> tuple[CoreState, Array, Array]:
         """Acts: one step of B streams, the influence untouched; numbers `[B, outputs]`, values."""
-        carry, y = self.core.step(carry, self.encoder(observation), first)
-        value = self.value_head(y)[..., 0].astype(jnp.float32)
-        return carry, self.policy_head(y).astype(jnp.float32), value
+        carry, y = self.core.step(carry, self.encoder(observation), self._resets(first))
+        return carry, _wide(self.policy_head(y)), _wide(self.value_head(y)[..., 0])
+
+    def _resets(self, first: Array) -> Array:
+        """Where the core is reset, of where episodes start."""
+        return first if self.config.memory else jnp.ones_like(first)
 
     @nn.nowrap
     def initial_state(self, key: Array, streams: int, width: int) -> CoreState:
         """The state of streams that have seen nothing; the core reads `width` numbers."""
         return self.config.core().initialize_carry(key, (streams, width))
+
+
+def _wide(x: Array) -> Array:
+    """At least 32 bits, for losses sum over many steps."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

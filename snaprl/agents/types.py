@@ -32,6 +32,8 @@ class Segment(NamedTuple):
     )
     stream: Array  # [B] int32  whose experience it is
     number: Array  # [B] int32  its place in that stream: a gap is seen, counted, and survived
+    # [T, B, ...]  what a loss aims at, where that is settled before the first of several passes
+    targets: PyTree = ()
 
 
 class Action(NamedTuple):
@@ -59,3 +61,8 @@ class Agent(NamedTuple):
     to_env: Callable[[Array], Array]
     # streams -> the actions `[B, ...]` that stand for none before an episode's first step
     no_action: Callable[[int], Array]
+    # an environment's rewards, of numpy or jax -> what they count for in learning
+    reward: Callable[[Any], Any]
+    # (variables, CoreState, Segment) -> variables, Segment: what is settled before the first pass
+    # over a segment; None where nothing is
+    prepare: Callable[[PyTree, CoreState, Any], tuple[PyTree, Any]] | None

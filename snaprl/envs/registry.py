@@ -55,6 +55,25 @@ ENVS: dict[str, Entry] = {
 }
 
 
+class HostEntry(NamedTuple):
+    """An environment that runs on the host alone: another's, with something changed."""
+
+    summary: str
+    entry_point: str
+    vector_entry_point: str
+    max_episode_steps: int
+
+
+HOST_ENVS: dict[str, HostEntry] = {
+    "snaprl/CartPoleMasked-v0": HostEntry(
+        summary="CartPole without velocities: gymnasium's own, positions alone are seen.",
+        entry_point="snaprl.envs.cartpole:MaskedCartPole",
+        vector_entry_point="snaprl.envs.cartpole:MaskedCartPoleVector",
+        max_episode_steps=500,
+    ),
+}
+
+
 def make_tmaze(*, render_mode: str | None = None, **arguments: Any) -> PureGymEnv:
     """Makes `snaprl/TMaze-v0`, for gymnasium; `arguments` are those of `TMaze`."""
     return _single("snaprl/TMaze-v0", render_mode, arguments)
@@ -76,18 +95,27 @@ def register_all() -> None:
                 entry_point=entry.entry_point,
                 vector_entry_point=entry.vector_entry_point,
             )
+    for env_id, entry in HOST_ENVS.items():
+        if env_id not in gymnasium.registry:
+            gymnasium.register(
+                env_id,
+                entry_point=entry.entry_point,
+                vector_entry_point=entry.vector_entry_point,
+                max_episode_steps=entry.max_episode_steps,
+            )
 
 
 def listing() -> tuple[Listing, ...]:
     """Returns our environments, with the defaults of their arguments."""
-    return tuple(
+    pure = [
         Listing(
             env_id,
             entry.summary,
             {field.name: field.default for field in dataclasses.fields(entry.task)},
         )
         for env_id, entry in ENVS.items()
-    )
+    ]
+    return (*pure, *(Listing(env_id, entry.summary, {}) for env_id, entry in HOST_ENVS.items()))
 
 
 def make_pure(env_id: str, **arguments: Any) -> PureEnv | None:

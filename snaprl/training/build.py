@@ -8,16 +8,24 @@ from typing import Any, NamedTuple
 import gymnasium
 import jax
 import jax.numpy as jnp
-import optax
 
 from snaprl import envs
-from snaprl.agents import ActorCriticLoss, Agent, NetworkConfig, actor_critic
+from snaprl.agents import (
+    ActorCriticLoss,
+    Agent,
+    ImpalaLoss,
+    Loss,
+    NetworkConfig,
+    PPOLoss,
+    make_agent,
+)
 from snaprl.training import actors, parts
 from snaprl.training.actors import played_like
 from snaprl.training.errors import UserError
 from snaprl.training.host_envs import HostEnvs
 from snaprl.training.learner import Learner, make_learner
-from snaprl.training.schema import Config, OptimizerConfig
+from snaprl.training.optimizers import optimizer
+from snaprl.training.schema import Config, ImpalaConfig, PPOConfig
 
 Array = Any
 
@@ -48,14 +56,23 @@ def build(config: Config) -> Built:
     except ValueError as error:
         raise UserError(f"agent.method {config.agent.method}: {error}") from error
     try:
-        pure = envs.make_pure(config.env.id, **config.env.kwargs) if on_device else None
+        bare = on_device and not config.env.wrappers
+        pure = envs.make_pure(config.env.id, **config.env.kwargs) if bare else None
         if t.loop == "device" and pure is None:
             raise UserError(
-                f"{config.env.id} is no environment of pure functions: training.loop must be "
+                f"{config.env.id} is no environment of pure functions"
+                f"{' once it is wrapped' if config.env.wrappers else ''}: training.loop must be "
                 "'host' or 'auto'"
             )
         spaces = pure or _spaces(config)
-        agent = actor_critic(spaces.observation_space, spaces.action_space, net, loss(config))
+        agent = make_agent(
+            spaces.observation_space,
+            spaces.action_space,
+            net,
+            loss(config),
+            reward_clip=config.loss.reward_clip,
+            popart_step=config.loss.popart_step,
+        )
     except (ValueError, TypeError, ModuleNotFoundError, gymnasium.error.Error) as error:
         given = f" (env.kwargs is {config.env.kwargs})" if isinstance(error, TypeError) else ""
         raise UserError(f"env.id {config.env.id}: {error}{given}") from error
@@ -66,9 +83,7 @@ def build(config: Config) -> Built:
     updates = -(-t.steps // steps_per_update)
     return Built(
         agent=agent,
-        learner=make_learner(
-            agent.loss, optimizer(config.optimizer, updates), whole_bank=whole_bank
-        ),
+        learner=learner(config, agent, updates, per_update, whole_bank),
         pure=envs.auto_reset(pure) if pure else None,
         observation_space=spaces.observation_space,
         updates=updates,
@@ -108,8 +123,14 @@ def _spaces(config: Config) -> _Spaces:
 
 
 def make_envs(config: Config, copies: int) -> gymnasium.vector.VectorEnv:
-    """Copies of a config's environment on the host."""
+    """Copies of a config's environment on the host.
+
+    Raises:
+      UserError: a wrapper is not there.
+    """
     arguments: dict[str, Any] = dict(config.env.kwargs)
+    if config.env.wrappers:
+        arguments["wrappers"] = [parts.wrapper(name) for name in config.env.wrappers]
     return envs.make_vec(config.env.id, copies, **arguments)
 
 
@@ -138,7 +159,10 @@ def make_engine(config: Config, built: Built) -> actors.Engine:
     if a.engine == "local":
         return actors.LocalEngine([make_actor(config, k, agent=agent) for k in range(a.count)])
     streams = t.streams // a.count
-    init = functools.partial(agent.init, streams=streams)
+
+    def init(key: Array) -> Any:
+        return agent.init(key, streams)
+
     shapes = {
         "played": played_like(agent, built.observation_space, streams=streams, unroll=t.unroll),
         "variables": jax.eval_shape(init, jax.random.key(0)),
@@ -163,30 +187,74 @@ def network(config: Config) -> NetworkConfig:
         encoder=a.encoder,
         last_action=a.last_action,
         last_reward=a.last_reward,
+        memory=a.memory,
         dtype=jnp.dtype(a.dtype),
     )
 
 
-def loss(config: Config) -> ActorCriticLoss:
-    """The loss that a config describes."""
-    return ActorCriticLoss(**dataclasses.asdict(config.loss))
+def loss(config: Config) -> Loss:
+    """The loss that a config describes.
 
-
-def optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransformation:
-    """Adam, after clipping by the global norm, on the config's schedule over `updates` updates."""
-    peak = config.learning_rate
-    end = peak * config.final_learning_rate_fraction
-    warmup = int(updates * config.warmup_fraction)
-    rest = max(1, updates - warmup)
-    schedules = {
-        "constant": lambda: optax.constant_schedule(peak),
-        "linear": lambda: optax.linear_schedule(peak, end, rest),
-        "cosine": lambda: optax.cosine_decay_schedule(
-            peak, rest, config.final_learning_rate_fraction
-        ),
+    Raises:
+      UserError: the config sets a key of another loss.
+    """
+    c = config.loss
+    for name, default in (("impala", ImpalaConfig()), ("ppo", PPOConfig())):
+        held = dataclasses.asdict(getattr(c, name))
+        others = [k for k, value in dataclasses.asdict(default).items() if held[k] != value]
+        if others and c.name != name:
+            raise UserError(
+                f"loss.{name}.{others[0]} is a key of the loss '{name}', and loss.name is "
+                f"'{c.name}': leave it out, or set loss.name to '{name}'"
+            )
+    common: dict[str, Any] = {
+        "discount": c.discount,
+        "trace_decay": c.trace_decay,
+        "entropy_cost": c.entropy_cost,
+        "value_cost": c.value_cost,
     }
-    schedule = schedules[config.schedule]()
-    if warmup:
-        rise = optax.linear_schedule(0.0, peak, warmup)
-        schedule = optax.join_schedules([rise, schedule], [warmup])
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(schedule))
+    match c.name:
+        case "actor_critic":
+            return ActorCriticLoss(**common)
+        case "impala":
+            return ImpalaLoss(**common, **dataclasses.asdict(c.impala))
+        case "ppo":
+            return PPOLoss(
+                **common,
+                ratio_clip=c.ppo.ratio_clip,
+                value_clip=c.ppo.value_clip,
+                normalise_advantage=c.ppo.normalise_advantage,
+            )
+
+
+def learner(
+    config: Config, agent: Agent, updates: int, per_update: int, whole_bank: bool
+) -> Learner:
+    """The learner that a config describes.
+
+    Args:
+      config: what is trained.
+      agent: who.
+      updates: of the whole training.
+      per_update: actors of which an update takes in a segment each.
+      whole_bank: whether an update takes in all streams.
+
+    Raises:
+      UserError: the streams cannot be shared out among the minibatches.
+    """
+    passes = config.loss.ppo if config.loss.name == "ppo" else PPOConfig(epochs=1)
+    streams = config.training.streams // config.actors.count * per_update
+    if streams % passes.minibatches:
+        raise UserError(
+            f"the {streams} streams of an update cannot be shared out evenly among "
+            f"{passes.minibatches} minibatches: set loss.ppo.minibatches to a divisor of it"
+        )
+    steps = updates * passes.epochs * passes.minibatches
+    return make_learner(
+        agent.loss,
+        optimizer(config.optimizer, steps),
+        prepare=agent.prepare,
+        epochs=passes.epochs,
+        minibatches=passes.minibatches,
+        whole_bank=whole_bank,
+    )

@@ -138,7 +138,7 @@ class DeviceLoop:
             observation=jax.tree.map(with_last, observation, last_observation),
             first=with_last(first, last_first),
             action=act.action,
-            reward=out.reward,
+            reward=self._agent.reward(out.reward),
             discount=1.0 - out.terminated,
             mask=out.mask,
             behaviour_log_prob=act.log_prob,

@@ -1,7 +1,8 @@
 """The learner: segments in, parameters and metrics out, and a bank of the streams' core states.
 
 It asks a segment for `stream`, `number` and `hidden` only, and knows nothing of rewards or of how
-a gradient is made: a loss turns `(variables, CoreState, segment)` into a number. Agents and
+a gradient is made: a loss turns `(variables, CoreState, segment)` into a number. It may go over a
+segment several times, and what has to be settled before, `prepare` settles. Agents and
 supervised tasks train on the same learner.
 """
 
@@ -18,6 +19,8 @@ from snaprl.cores import CoreState
 Array = jax.Array
 PyTree = Any
 Loss = Callable[[PyTree, CoreState, Any], tuple[Array, tuple[CoreState, dict[str, Array]]]]
+Prepare = Callable[[PyTree, CoreState, Any], tuple[PyTree, Any]]
+PER_STREAM = ("hidden", "stream", "number")  # fields [B, ...]; all others are [T, B, ...]
 
 
 class LearnerState(NamedTuple):
@@ -38,21 +41,33 @@ class Learner(NamedTuple):
 
 
 def make_learner(
-    loss: Loss, optimizer: optax.GradientTransformation, *, whole_bank: bool = False
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    prepare: Prepare | None = None,
+    epochs: int = 1,
+    minibatches: int = 1,
+    whole_bank: bool = False,
 ) -> Learner:
     """Makes a learner.
 
     Args:
       loss: `(variables, CoreState, segment) -> (loss, (CoreState, metrics))`.
       optimizer: any optax optimiser.
+      prepare: `(variables, CoreState, segment) -> (variables, segment)`, what is settled once,
+        before the first pass over a segment.
+      epochs: passes over a segment. Each starts from the state that was carried to the segment; the
+        state after the first one is what is carried on.
+      minibatches: parts of a pass with an optimiser's step each. Streams are shuffled into parts of
+        the same size, and none is cut in time.
       whole_bank: promises that every segment holds all streams of the bank in order and that none
         is ever lost, as loops in one process can: then no row is gathered or scattered.
 
     Returns:
       `init(variables, bank) -> LearnerState` and `update(state, segment) -> (state, metrics)`.
-      Metrics are those of the loss and `loss`, `grad_norm`, `gaps`: streams whose segment before
-      was lost, so that their influence restarted from zero and their hidden state from what the
-      actor sent.
+      Metrics are those of the loss, `loss` and `grad_norm`, averaged over the optimiser's steps,
+      and `gaps`: streams whose segment before was lost, so that their influence restarted from zero
+      and their hidden state from what the actor sent.
     """
 
     def init(variables: PyTree, bank: CoreState) -> LearnerState:
@@ -61,34 +76,101 @@ def make_learner(
         updates = jnp.zeros((), jnp.int32)
         return LearnerState(variables, optimizer.init(variables["params"]), bank, number, updates)
 
+    def step(learned: _Learned, carry: CoreState, segment: Any) -> _Stepped:
+        """One step of the optimiser."""
+        variables = learned.variables
+
+        def of_params(params: PyTree) -> tuple[Array, tuple[CoreState, dict[str, Array]]]:
+            return loss({**variables, "params": params}, carry, segment)
+
+        (value, (carry, metrics)), grads = jax.value_and_grad(of_params, has_aux=True)(
+            variables["params"]
+        )
+        steps, state = optimizer.update(grads, learned.optimizer, variables["params"])
+        params = optax.apply_updates(variables["params"], steps)
+        metrics = metrics | {"loss": value, "grad_norm": optax.tree.norm(grads)}
+        return _Stepped(_Learned({**variables, "params": params}, state), carry, metrics)
+
+    def one_pass(learned: _Learned, carry: CoreState, segment: Any, key: Array) -> _Stepped:
+        """Goes over all streams once; `key` is consumed."""
+        if minibatches == 1:
+            return step(learned, carry, segment)
+        order = jax.random.permutation(key, segment.stream.shape[0])
+
+        def part(learned: _Learned, rows: Array) -> tuple[_Learned, tuple]:
+            of_rows = jax.tree.map(lambda x: x[rows], carry)
+            learned, end, metrics = step(learned, of_rows, _rows_of(segment, rows))
+            return learned, (end, metrics)
+
+        learned, (ends, metrics) = jax.lax.scan(part, learned, order.reshape(minibatches, -1))
+        back = jnp.argsort(order)
+        end = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[back], ends)
+        return _Stepped(learned, end, jax.tree.map(lambda m: m.mean(0), metrics))
+
     def update(state: LearnerState, segment: Any) -> tuple[LearnerState, dict[str, Array]]:
+        if segment.stream.shape[0] % minibatches:
+            raise ValueError(
+                f"{segment.stream.shape[0]} streams cannot be shared out evenly among "
+                f"{minibatches} minibatches"
+            )
         if whole_bank:
             carry, gaps = state.bank, jnp.zeros((), jnp.int32)
         else:
             carry, gaps = withdraw(state, segment)
+        learned, ready = _Learned(state.variables, state.optimizer), segment
+        if prepare:
+            variables, ready = prepare(state.variables, carry, segment)
+            learned = learned._replace(variables=variables)
+        # the shuffles follow from the count of updates: nothing more has to be saved
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), state.updates), epochs)
+        learned, end, metrics = one_pass(learned, carry, ready, keys[0])
+        if epochs > 1:
 
-        def of_params(params: PyTree) -> tuple[Array, tuple[CoreState, dict[str, Array]]]:
-            return loss({**state.variables, "params": params}, carry, segment)
+            def again(learned: _Learned, key: Array) -> tuple[_Learned, dict[str, Array]]:
+                learned, _, metrics = one_pass(learned, carry, ready, key)
+                return learned, metrics
 
-        (value, (carry, metrics)), grads = jax.value_and_grad(of_params, has_aux=True)(
-            state.variables["params"]
-        )
-        steps, optimizer_state = optimizer.update(grads, state.optimizer, state.variables["params"])
-        params = optax.apply_updates(state.variables["params"], steps)
+            learned, later = jax.lax.scan(again, learned, keys[1:])
+            metrics = jax.tree.map(lambda m, rest: (m + rest.sum(0)) / epochs, metrics, later)
         if whole_bank:
-            bank = carry
+            bank = end
         else:
-            bank = jax.tree.map(lambda b, c: b.at[segment.stream].set(c), state.bank, carry)
-        metrics = metrics | {"loss": value, "grad_norm": optax.tree.norm(grads), "gaps": gaps}
+            bank = jax.tree.map(lambda b, c: b.at[segment.stream].set(c), state.bank, end)
         return LearnerState(
-            {**state.variables, "params": params},
-            optimizer_state,
+            learned.variables,
+            learned.optimizer,
             bank,
             state.number.at[segment.stream].set(segment.number + 1),
             state.updates + 1,
-        ), metrics
+        ), metrics | {"gaps": gaps}
 
     return Learner(init, update)
+
+
+class _Learned(NamedTuple):
+    """What a step of the optimiser changes."""
+
+    variables: PyTree
+    optimizer: PyTree
+
+
+class _Stepped(NamedTuple):
+    """What comes of a step of the optimiser, or of a pass."""
+
+    learned: _Learned
+    carry: CoreState  # [B, ...]  where the streams stand after the segment
+    metrics: dict[str, Array]
+
+
+def _rows_of(segment: Any, rows: Array) -> Any:
+    """Some of the streams of a segment."""
+
+    def taken(name: str, field: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: x[rows] if name in PER_STREAM else x[:, rows], field)
+
+    return segment._replace(
+        **{name: taken(name, getattr(segment, name)) for name in segment._fields}
+    )
 
 
 def withdraw(state: LearnerState, segment: Segment) -> tuple[CoreState, Array]:

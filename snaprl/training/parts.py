@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from snaprl.training.errors import UserError, suggest
 
 if TYPE_CHECKING:  # names are checked before anything heavy is imported
+    from collections.abc import Callable
+
+    import gymnasium
     from flax import linen as nn
 
     from snaprl.cores import GradientMethod
@@ -65,6 +68,21 @@ def cell_class(name: str) -> "type[nn.RNNCellBase]":
     check_cell(name)
     module, cell = CELLS[name]
     return getattr(importlib.import_module(module), cell)
+
+
+def wrapper(name: str) -> "Callable[[gymnasium.Env], gymnasium.Env]":
+    """The wrapper of environments that `module:name` names.
+
+    Raises:
+        UserError: There is none.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise UserError(f"env.wrappers: '{name}' must be written 'module:name'")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"env.wrappers: '{name}' is not there: {error}") from error
 
 
 def parse_method(text: str) -> MethodName:

@@ -28,6 +28,8 @@ class EnvConfig:
     kwargs: Annotated[dict[str, Scalar], tyro.conf.arg(metavar="[KEY VALUE ...]")] = field(
         default_factory=dict
     )
+    # what each copy is wrapped in, first inside: "module:name" of gymnasium wrappers
+    wrappers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,22 +52,72 @@ class AgentConfig:
     last_action: bool = True
     # the core sees the last reward
     last_reward: bool = True
+    # the core remembers; without, it is reset before every step, to compare with
+    memory: bool = True
     # type of the network's numbers
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True)
-class LossConfig:
-    """The actor-critic loss."""
+class ImpalaConfig:
+    """What the loss "impala" has beside the keys of [loss]."""
 
+    # largest probability ratio by which an error of the values counts
+    rho_clip: Positive = 1.0
+    # largest probability ratio by which an advantage counts
+    policy_rho_clip: Positive = 1.0
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """What the loss "ppo" has beside the keys of [loss]."""
+
+    # passes over a segment, each from the state that was carried to it
+    epochs: Count = 4
+    # parts of a pass, of whole streams, with a step of the optimiser each
+    minibatches: Count = 1
+    # how far from 1 a probability ratio may move before it stops to pay
+    ratio_clip: Positive = 0.2
+    # how far a value may move in its unit before it stops to pay; 0 for any way
+    value_clip: Cost = 0.0
+    # bring advantages to mean 0 and variance 1
+    normalise_advantage: bool = True
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The loss of the actor-critic."""
+
+    # actor_critic, on lambda-returns; impala, on V-trace; ppo, a clipped surrogate
+    name: Literal["actor_critic", "impala", "ppo"] = "actor_critic"
     # how much of a reward is left one step earlier
     discount: Fraction = 0.99
-    # lambda of the lambda-returns: 0 looks one step ahead, 1 to the segment's end
+    # lambda of the returns: 0 looks one step ahead, 1 to the segment's end
     trace_decay: Fraction = 0.9
     # weight of the entropy bonus
     entropy_cost: Cost = 0.02
     # weight of the value loss
     value_cost: Cost = 0.5
+    # largest size of a reward as it is learned from; 0 for any
+    reward_clip: Cost = 0.0
+    # how far an update moves the statistics by which PopArt normalises values; 0: it does not
+    popart_step: Fraction = 0.0
+    impala: ImpalaConfig = ImpalaConfig()
+    ppo: PPOConfig = PPOConfig()
+
+
+@dataclass(frozen=True)
+class RatesConfig:
+    """Factors on the learning rate, by part of the network; 0 leaves a part as it was drawn."""
+
+    # hidden layers between the observation and the core
+    encoder: Cost = 1.0
+    # the recurrent core
+    core: Cost = 1.0
+    # the layer that gives the policy
+    policy_head: Cost = 1.0
+    # the layer that gives the value
+    value_head: Cost = 1.0
 
 
 @dataclass(frozen=True)
@@ -82,6 +134,7 @@ class OptimizerConfig:
     warmup_fraction: Fraction = 0.0
     # share of the learning rate that a schedule leaves at the end
     final_learning_rate_fraction: Fraction = 0.0
+    rates: RatesConfig = RatesConfig()
 
 
 @dataclass(frozen=True)

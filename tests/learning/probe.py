@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snaprl.agents import ActorCriticLoss, NetworkConfig, RecurrentActorCritic, actor_critic
+from snaprl.agents import ActorCriticLoss, NetworkConfig, RecurrentActorCritic, make_agent
 from snaprl.envs import auto_reset
 from snaprl.envs.probes import PROBES
-from snaprl.training.build import optimizer
 from snaprl.training.device_loop import DeviceLoop
 from snaprl.training.learner import make_learner
+from snaprl.training.optimizers import optimizer
 from snaprl.training.schema import OptimizerConfig
 
 DISCOUNT, STREAMS, UNROLL = 0.8, 8, 4
@@ -23,7 +23,7 @@ NETWORK = NetworkConfig(features=8, last_action=False, last_reward=False)
 def trainer(name: str, updates: int) -> tuple[DeviceLoop, RecurrentActorCritic]:
     env = PROBES[name]()
     loss = ActorCriticLoss(discount=DISCOUNT, entropy_cost=0.01)
-    agent = actor_critic(env.observation_space, env.action_space, NETWORK, loss)
+    agent = make_agent(env.observation_space, env.action_space, NETWORK, loss)
     adam = optimizer(OptimizerConfig(learning_rate=0.01, schedule="linear"), updates)
     learner = make_learner(agent.loss, adam, whole_bank=True)
     loop = DeviceLoop(

@@ -119,7 +119,7 @@ class Actor:
                 variables, hidden, observation, action, reward, first, key
             )
             out = self._envs.step(np.asarray(to_env))
-            given = out.reward.astype(np.float32)
+            given = np.asarray(self._agent.reward(out.reward), np.float32)
             if out.final_observation is not None:
                 given = given + self._beyond(variables, hidden, act.action, out)
             rows.append((read, first, act.action, act.log_prob, given, out.discount, out.mask))
@@ -165,18 +165,19 @@ class Actor:
         self, rows: list[tuple], read: PyTree, first: np.ndarray, hidden: PyTree, number: np.ndarray
     ) -> Segment:
         reads, firsts, actions, log_probs, rewards, discounts, masks = zip(*rows, strict=True)
-        segment = Segment(
-            observation=_stack((*reads, read)),
-            first=np.stack((*firsts, first)),
-            action=_stack(actions),
-            reward=np.stack(rewards).astype(np.float32),
-            discount=np.stack(discounts).astype(np.float32),
-            mask=np.stack(masks).astype(np.float32),
-            behaviour_log_prob=_stack(log_probs),
-            hidden=hidden,
-            stream=self._streams,
-            number=np.full(len(self._streams), number, np.int32),
-        )
+        fields: dict[str, Any] = {  # numpy's arrays, which go where jax's do
+            "observation": _stack((*reads, read)),
+            "first": np.stack((*firsts, first)),
+            "action": _stack(actions),
+            "reward": np.stack(rewards).astype(np.float32),
+            "discount": np.stack(discounts).astype(np.float32),
+            "mask": np.stack(masks).astype(np.float32),
+            "behaviour_log_prob": _stack(log_probs),
+            "hidden": hidden,
+            "stream": self._streams,
+            "number": np.full(len(self._streams), number, np.int32),
+        }
+        segment = Segment(**fields)
         _check_finite(segment)
         return segment
 
@@ -204,9 +205,17 @@ def played_like(
         actions, log_probs, numbers = others
         stream = jnp.zeros(streams, jnp.int32)
         return Segment(
-            longer, jnp.concatenate([firsts, first[None]]), actions, *[numbers] * 3, log_probs,
-            hidden, stream, stream,
-        )  # fmt: skip
+            observation=longer,
+            first=jnp.concatenate([firsts, first[None]]),
+            action=actions,
+            reward=numbers,
+            discount=numbers,
+            mask=numbers,
+            behaviour_log_prob=log_probs,
+            hidden=hidden,
+            stream=stream,
+            number=stream,
+        )
 
     sample = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(

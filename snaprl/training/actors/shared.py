@@ -96,7 +96,7 @@ class Newest:
         version = self.version + 1
         self._labels[version % 2] = label
         self._rooms[version % 2] = data
-        self._checksums[version % 2] = zlib.crc32(data)
+        self._checksums[version % 2] = _checksum(data)
         self._version[0] = version
 
     def read(self) -> tuple[int, int, np.ndarray]:
@@ -104,6 +104,10 @@ class Newest:
         while True:
             version = self.version
             data, label = self._rooms[version % 2].copy(), int(self._labels[version % 2])
-            whole = zlib.crc32(data) == self._checksums[version % 2]
+            whole = _checksum(data) == self._checksums[version % 2]
             if whole and version == self.version and version > 0:
                 return version, label, data
+
+
+def _checksum(data: np.ndarray) -> int:
+    return zlib.crc32(data.data)

@@ -1,5 +1,7 @@
 """The agent: its loss is what it says, and nothing flows where nothing should."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +13,10 @@ from snaprl.agents import (
     NetworkConfig,
     RecurrentActorCritic,
     Segment,
-    actor_critic,
+    make_agent,
 )
-from snaprl.agents.actor_critic import lambda_returns
-from snaprl.cores import BPTT, SnAp
+from snaprl.agents.returns import lambda_returns
+from snaprl.cores import BPTT, CoreState, SnAp
 
 T, B = 5, 4
 OBSERVATION = spaces.Box(-1, 1, (3,), np.float32)
@@ -30,7 +32,7 @@ def net_of(network: NetworkConfig) -> RecurrentActorCritic:
 
 @pytest.fixture(scope="module")
 def agent():
-    return actor_critic(OBSERVATION, ACTION, NETWORK, LOSS)
+    return make_agent(OBSERVATION, ACTION, NETWORK, LOSS)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,7 @@ def test_a_segment_without_a_step_teaches_nothing(loss_and_grads, variables, sta
 
 def test_the_advantage_moves_the_policy_and_not_the_value(variables, state, segment):
     """The value head learns from the value loss alone."""
-    agent = actor_critic(OBSERVATION, ACTION, NETWORK, ActorCriticLoss(value_cost=0.0))
+    agent = make_agent(OBSERVATION, ACTION, NETWORK, ActorCriticLoss(value_cost=0.0))
     grads = jax.jit(jax.grad(agent.loss, has_aux=True))(variables, state, segment)[0]["params"]
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads["value_head"]))
     assert all((leaf != 0).any() for leaf in jax.tree.leaves(grads["policy_head"]))
@@ -208,9 +210,27 @@ def test_an_episode_begins_without_last_action_and_reward(agent):
 
 def test_a_network_may_go_without_them():
     network = NetworkConfig(features=4, method=BPTT(), last_action=False, last_reward=False)
-    agent = actor_critic(OBSERVATION, ACTION, network, LOSS)
+    agent = make_agent(OBSERVATION, ACTION, network, LOSS)
     read = agent.observe(jnp.ones((2, 3)), jnp.zeros(2), jnp.zeros(2), jnp.zeros(2, bool))
     assert read.keys() == {"observation"}
+
+
+def test_without_memory_only_the_present_counts(variables, state, segment):
+    """In acting as in learning, whatever was carried and whatever was seen before."""
+    network = dataclasses.replace(FAST, memory=False)
+    agent = make_agent(OBSERVATION, ACTION, network, LOSS)
+    net = net_of(network)
+    hidden = CoreState(state.hidden, ())
+    apply, act = jax.jit(net.apply), jax.jit(agent.act)
+    fresh = jax.jit(make_agent(OBSERVATION, ACTION, FAST, LOSS).act)
+    _, logits, values = apply(variables, hidden, segment.observation, segment.first)
+    for t in range(T):
+        read = jax.tree.map(lambda x, t=t: x[t], segment.observation)
+        _, taken = act(variables, hidden.hidden, read, segment.first[t], None)
+        np.testing.assert_array_equal(taken.action, np.argmax(logits[t], -1))
+        np.testing.assert_allclose(taken.value, values[t], atol=1e-6)
+        alone = fresh(variables, hidden.hidden, read, jnp.ones(B, bool), None)[1]
+        np.testing.assert_allclose(taken.value, alone.value, atol=1e-6)
 
 
 KINDS = {
@@ -223,7 +243,7 @@ KINDS = {
 @pytest.mark.parametrize(("actions", "dtype", "method"), KINDS.values(), ids=KINDS)
 def test_every_kind_of_action_can_be_learned(actions, dtype, method):
     network = NetworkConfig(features=4, method=method, encoder=(5,), dtype=dtype)
-    agent = actor_critic(OBSERVATION, actions, network, LOSS)
+    agent = make_agent(OBSERVATION, actions, network, LOSS)
 
     @jax.jit
     def one_update(key):
@@ -265,8 +285,8 @@ def test_every_kind_of_action_can_be_learned(actions, dtype, method):
 
 def test_spaces_that_cannot_be_are_said():
     with pytest.raises(ValueError, match="the observation space Text.* is not supported"):
-        actor_critic(spaces.Text(3), ACTION, FAST, LOSS)
+        make_agent(spaces.Text(3), ACTION, FAST, LOSS)
     with pytest.raises(ValueError, match="the action space MultiBinary.* is not supported"):
-        actor_critic(OBSERVATION, spaces.MultiBinary(3), FAST, LOSS)
+        make_agent(OBSERVATION, spaces.MultiBinary(3), FAST, LOSS)
     with pytest.raises(ValueError, match="observation"):
-        actor_critic(spaces.Dict({"a": spaces.Text(3)}), ACTION, FAST, LOSS)
+        make_agent(spaces.Dict({"a": spaces.Text(3)}), ACTION, FAST, LOSS)

@@ -9,7 +9,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from snaprl import envs
-from snaprl.envs.registry import ENVS
+from snaprl.envs.registry import ENVS, HOST_ENVS
 from snaprl.envs.tmaze import TMaze
 
 
@@ -95,7 +95,7 @@ def test_the_listing_says_what_can_be_set():
     for row in envs.listing():
         assert len(row.summary) <= 80
         assert row.env_id in gymnasium.registry
-    assert len(envs.listing()) == len(ENVS)
+    assert len(envs.listing()) == len(ENVS) + len(HOST_ENVS)
 
 
 def test_registering_twice_is_harmless():

@@ -13,7 +13,7 @@ from snaprl.agents import (
     NetworkConfig,
     RecurrentActorCritic,
     Segment,
-    actor_critic,
+    make_agent,
 )
 from snaprl.cores import BPTT, CoreState
 from snaprl.training.learner import Learner, make_learner
@@ -30,7 +30,7 @@ MAZE_SPACES = spaces.Box(0.0, 1.0, (4,), np.float32), spaces.Discrete(3)
 
 def maze_agent():
     loss = ActorCriticLoss(discount=GAMMA, trace_decay=LAMBDA)
-    return actor_critic(*MAZE_SPACES, MAZE_NETWORK, loss)
+    return make_agent(*MAZE_SPACES, MAZE_NETWORK, loss)
 
 
 def spying(agent, learning_rate: float = 0.0) -> Learner:

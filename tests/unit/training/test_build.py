@@ -8,10 +8,23 @@ import numpy as np
 import optax
 import pytest
 
+from snaprl.agents import ActorCriticLoss, ImpalaLoss, PPOLoss
 from snaprl.cores import BPTT, RTRL, Frozen, SnAp
-from snaprl.training.build import build, network, optimizer
+from snaprl.training.build import build, loss, make_envs, network
+from snaprl.training.device_loop import DeviceLoop
 from snaprl.training.errors import UserError
-from snaprl.training.schema import AgentConfig, Config, EnvConfig, OptimizerConfig, TrainingConfig
+from snaprl.training.optimizers import optimizer
+from snaprl.training.schema import (
+    AgentConfig,
+    Config,
+    EnvConfig,
+    ImpalaConfig,
+    LossConfig,
+    OptimizerConfig,
+    PPOConfig,
+    RatesConfig,
+    TrainingConfig,
+)
 
 
 def rates(config: OptimizerConfig, updates: int) -> np.ndarray:
@@ -151,3 +164,115 @@ WRONG = {
 def test_what_cannot_be_built_is_said(env, sentence, loop):
     with pytest.raises(UserError, match=sentence):
         build(Config(env=env, training=TrainingConfig(loop=loop)))
+
+
+def test_each_part_of_the_network_has_its_rate():
+    """On a constant gradient Adam's first step is the rate."""
+    rates = RatesConfig(encoder=0.5, policy_head=2.0, value_head=0.0)
+    made = optimizer(OptimizerConfig(learning_rate=0.1, max_grad_norm=1e9, rates=rates), 3)
+    parts = ("encoder", "core", "policy_head", "value_head")
+    params = {name: {"kernel": jnp.zeros(2)} for name in parts}
+    grads = jax.tree.map(jnp.ones_like, params)
+    steps, _ = made.update(grads, made.init(params), params)
+    found = [float(-steps[name]["kernel"][0]) for name in parts]
+    np.testing.assert_allclose(found, [0.05, 0.1, 0.2, 0.0], rtol=1e-4)
+
+
+def test_parts_are_those_of_the_network():
+    """A factor on a part that does not exist would change nothing, in silence."""
+    built = build(Config(agent=AgentConfig(encoder=(4,))))
+    params = built.agent.init(jax.random.key(0), 1)["params"]
+    assert params.keys() == dataclasses.asdict(RatesConfig()).keys()
+
+
+COMMON = {"discount": 0.5, "trace_decay": 0.4, "entropy_cost": 0.3, "value_cost": 0.2}
+LOSSES = {
+    "actor_critic": (LossConfig(**COMMON), ActorCriticLoss(**COMMON)),
+    "impala": (
+        LossConfig(name="impala", **COMMON, impala=ImpalaConfig(2.0, 3.0)),
+        ImpalaLoss(**COMMON, rho_clip=2.0, policy_rho_clip=3.0),
+    ),
+    "ppo": (
+        LossConfig(name="ppo", **COMMON, ppo=PPOConfig(3, 2, 0.1, 0.7, False)),
+        PPOLoss(**COMMON, ratio_clip=0.1, value_clip=0.7, normalise_advantage=False),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_what_its_config_says(name):
+    described, wanted = LOSSES[name]
+    assert loss(Config(loss=described)) == wanted
+
+
+def test_a_key_of_another_loss_is_refused():
+    for described, sentence in (
+        (
+            LossConfig(ppo=PPOConfig(ratio_clip=0.1)),
+            "loss.ppo.ratio_clip is a key of the loss 'ppo', and loss.name is 'actor_critic': "
+            "leave it out, or set loss.name to 'ppo'",
+        ),
+        (
+            LossConfig(name="ppo", impala=ImpalaConfig(rho_clip=2.0)),
+            "loss.impala.rho_clip is a key of the loss 'impala', and loss.name is 'ppo': leave it "
+            "out, or set loss.name to 'impala'",
+        ),
+    ):
+        with pytest.raises(UserError) as caught:
+            build(Config(loss=described))
+        assert str(caught.value) == sentence
+
+
+def test_minibatches_must_share_the_streams_out():
+    config = Config(
+        loss=LossConfig(name="ppo", ppo=PPOConfig(minibatches=3)),
+        training=TrainingConfig(streams=8),
+    )
+    with pytest.raises(
+        UserError, match=r"^the 8 streams of an update .* among 3 minibatches: set "
+    ):
+        build(config)
+
+
+def test_a_schedule_goes_over_every_step_of_the_optimiser():
+    """PPO makes several in an update; the last one of the training has the last rate."""
+    config = Config(
+        agent=AgentConfig(features=4, method="bptt"),
+        env=EnvConfig(kwargs={"length": 4}),
+        loss=LossConfig(name="ppo", ppo=PPOConfig(epochs=3, minibatches=2)),
+        optimizer=OptimizerConfig(schedule="linear"),
+        training=TrainingConfig(streams=4, unroll=2, steps=16),
+    )
+    built = build(config)
+    assert built.updates == 2
+    loop = DeviceLoop(
+        built.agent, built.learner, built.pure, streams=4, unroll=2, updates_per_chunk=2
+    )
+    state, chunk = loop.run(loop.init(jax.random.key(0)), 2)
+    assert optax.tree.get(state.learner.optimizer, "ScaleByScheduleState").count == 12
+    assert {"clipped", "kl"} <= chunk.metrics.keys()
+
+
+def test_wrappers_of_a_config_are_put_around_every_copy():
+    wrappers = ("gymnasium.wrappers:FlattenObservation", "gymnasium.wrappers:TimeAwareObservation")
+    config = Config(env=EnvConfig("CartPole-v1", wrappers=wrappers))
+    made = make_envs(config, 2)
+    assert made.single_observation_space.shape == (5,)
+    assert made.reset(seed=0)[0].shape == (2, 5)
+    made.close()
+    # what is wrapped is no environment of pure functions any more
+    maze = Config(env=EnvConfig(wrappers=("gymnasium.wrappers:FlattenObservation",)))
+    assert build(maze).pure is None
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("x", "^env.wrappers: 'x' must be written 'module:name'$"),
+        ("nopackage:x", "^env.wrappers: 'nopackage:x' is not there: No module named 'nopackage'$"),
+        ("gymnasium:Nothing", "^env.wrappers: 'gymnasium:Nothing' is not there: module "),
+    ],
+)
+def test_a_wrapper_that_is_not_there_is_said(name, sentence):
+    with pytest.raises(UserError, match=sentence):
+        build(Config(env=EnvConfig("CartPole-v1", wrappers=(name,))))

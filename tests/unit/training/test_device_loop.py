@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from unit.training.loops import (
     LENGTH,
+    MAZE_NETWORK,
     MAZE_READ,
+    MAZE_SPACES,
     TIMEOUT,
     maze_agent,
     replay,
@@ -14,6 +16,7 @@ from unit.training.loops import (
     unrolled,
 )
 
+from snaprl.agents import ActorCriticLoss, make_agent
 from snaprl.envs import TMaze, auto_reset
 from snaprl.training.device_loop import DeviceLoop
 
@@ -71,6 +74,18 @@ def test_the_learner_gives_actions_the_probabilities_with_which_they_were_chosen
         np.testing.assert_allclose(log_prob, segment.behaviour_log_prob, atol=1e-6)
         np.testing.assert_allclose(hidden, following.hidden, atol=1e-6)
     assert np.std([segment.behaviour_log_prob for segment in history]) > 1e-3
+
+
+def test_what_is_learned_from_a_reward_may_be_clipped(history, chunk):
+    """What the network reads, and episodes are measured by, are rewards as they are."""
+    agent = make_agent(*MAZE_SPACES, MAZE_NETWORK, ActorCriticLoss(), reward_clip=0.05)
+    loop = make_loop(agent)
+    clipped = loop.run(loop.init(jax.random.key(1)), UPDATES)[1]
+    for ours, plain in zip(segments(clipped.metrics, MAZE_READ), history, strict=True):
+        np.testing.assert_array_equal(ours.reward, np.clip(plain.reward, -0.05, 0.05))
+        jax.tree.map(np.testing.assert_array_equal, ours.observation, plain.observation)
+    assert max(np.abs(segment.reward).max() for segment in history) == 4
+    assert clipped.episodes == chunk.episodes
 
 
 def test_a_run_in_pieces_is_one_run_and_compiles_once(agent):

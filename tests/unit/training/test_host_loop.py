@@ -19,8 +19,8 @@ from unit.training.loops import (
     unrolled,
 )
 
-from snaprl.agents import ActorCriticLoss, NetworkConfig, RecurrentActorCritic, actor_critic
-from snaprl.agents.actor_critic import lambda_returns
+from snaprl.agents import ActorCriticLoss, NetworkConfig, RecurrentActorCritic, make_agent
+from snaprl.agents.returns import lambda_returns
 from snaprl.cores import BPTT, CoreState
 from snaprl.envs import PureVectorEnv, TMaze
 from snaprl.training.actors import Actor, ActorLoop, LocalEngine
@@ -166,7 +166,7 @@ def make_loop(agent, envs: HostEnvs, unroll: int) -> ActorLoop:
 def runs():
     """For each mode `(segment, values, chunk)` of one long segment, with the same parameters."""
     loss = ActorCriticLoss(discount=GAMMA, trace_decay=LAMBDA)
-    agent = actor_critic(SCRIPTED_SPACE, Scripted.action_space, NETWORK, loss)
+    agent = make_agent(SCRIPTED_SPACE, Scripted.action_space, NETWORK, loss)
     net = RecurrentActorCritic(NETWORK, NETWORK.observed(SCRIPTED_SPACE, spaces.Discrete(2)), 2)
     found = {}
     for mode in MODES:
@@ -253,6 +253,29 @@ def test_sums_over_episodes_are_exact(runs, mode):
     assert chunk.episodes["success"] == sum(row["success"] for row in over)
     for name in ("episode_return", "episode_length"):
         np.testing.assert_allclose(chunk.episodes[name], sum(row[name] for row in over))
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_what_is_learned_from_a_reward_may_be_clipped(runs, mode):
+    """Never what a cut episode promises, nor what episodes are measured by."""
+    most = 1.5
+    loss = ActorCriticLoss(discount=GAMMA, trace_decay=LAMBDA)
+    agent = make_agent(SCRIPTED_SPACE, Scripted.action_space, NETWORK, loss, reward_clip=most)
+    loop = make_loop(agent, make_envs(mode), STEPS)
+    _, chunk = loop.run(loop.init(jax.random.key(0)), 1)
+    (segment,) = segments(chunk.metrics, READ)
+    plain, values, whole = runs[mode]
+    promised = np.zeros_like(plain.reward)
+    for b in range(B):
+        rows = by_hand(b, int(plain.mask[:, b].sum()))
+        earned = np.array([row["reward"] for row in rows])
+        promised[plain.mask[:, b] > 0, b] = plain.reward[plain.mask[:, b] > 0, b] - earned
+    assert (np.abs(promised) > 1e-6).any() == (mode is not AutoresetMode.NEXT_STEP)
+    wanted = np.clip(plain.reward - promised, -most, most) + promised
+    assert (np.abs(plain.reward - promised) > most).any()
+    np.testing.assert_allclose(segment.reward, wanted, atol=1e-5)
+    assert chunk.episodes == whole.episodes
+    loop.close()
 
 
 def test_segments_over_a_maze_are_what_happened():

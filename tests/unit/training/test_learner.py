@@ -1,5 +1,6 @@
 """The learner: whose state goes where, what a gap does, and that any loss will do."""
 
+import itertools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -210,3 +211,117 @@ def test_a_supervised_task_is_learned(stream, start):
     # in every other segment the sign was shown in the one before: the variance there is 1
     assert np.mean(losses[1:12:2]) > 0.7
     assert np.mean(losses[-11::2]) < 0.1
+
+
+# ---- several passes --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def middle(stream, start):
+    """A learner's state after a batch, and the next: it goes on in the middle of an episode."""
+    variables, state = start
+    learner = make_learner(squared_error, optax.sgd(0.1))
+    update, learned = jax.jit(learner.update), learner.init(variables, state)
+    before, batch, *_ = batches(stream, state.hidden)
+    assert not batch.first[0].any()
+    return update(learned, before)[0], batch
+
+
+def made(epochs=1, minibatches=1, **options):
+    learner = make_learner(
+        squared_error, optax.sgd(0.1), epochs=epochs, minibatches=minibatches, **options
+    )
+    return jax.jit(learner.update)
+
+
+def assert_close(ours, theirs):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ours, theirs)
+
+
+def test_what_is_carried_on_is_the_end_of_the_first_pass(middle):
+    state, batch = middle
+    once, _ = made()(state, batch)
+    often, _ = made(epochs=3)(state, batch)
+    jax.tree.map(np.testing.assert_array_equal, once.bank, often.bank)
+    np.testing.assert_array_equal(once.number, often.number)
+    assert (once.updates, often.updates) == (state.updates + 1, state.updates + 1)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), once.variables, often.variables)
+    assert all(jax.tree.leaves(moved["params"]))
+
+
+def test_every_pass_starts_from_the_state_that_was_carried(middle):
+    """Three passes are three updates, with the bank put back in between."""
+    state, batch = middle
+    often, metrics = made(epochs=3)(state, batch)
+    update, by_hand, told = made(), state, []
+    for _ in range(3):
+        by_hand = by_hand._replace(bank=state.bank, number=state.number)
+        by_hand, m = update(by_hand, batch)
+        told.append(m)
+    assert_close(often.variables, by_hand.variables)
+    for name in ("loss", "grad_norm", "mean"):
+        np.testing.assert_allclose(metrics[name], np.mean([m[name] for m in told]), rtol=1e-5)
+    # a pass that went on from the one before would have come elsewhere
+    on = state
+    for _ in range(3):
+        on, _ = update(on._replace(number=state.number), batch)
+    gap = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), often.variables, on.variables)
+    assert max(jax.tree.leaves(gap)) > 1e-4
+
+
+@pytest.mark.parametrize("whole_bank", [True, False])
+def test_minibatches_part_the_streams(middle, whole_bank):
+    """With a learning rate of 0 their gradients are, on average, the whole one."""
+    state, batch = middle
+    still = {"loss": squared_error, "optimizer": optax.sgd(0.0), "whole_bank": whole_bank}
+    wanted, whole = jax.jit(make_learner(**still).update)(state, batch)
+    found, parts = jax.jit(make_learner(**still, minibatches=2).update)(state, batch)
+    assert_close(found.bank, wanted.bank)
+    np.testing.assert_allclose(parts["loss"], whole["loss"], rtol=1e-5)
+    assert parts["grad_norm"] > whole["grad_norm"]
+
+
+def test_every_minibatch_is_a_step_and_their_order_changes(middle):
+    state, batch = middle
+    update = made(minibatches=B)
+    ends = [update(state._replace(updates=jnp.int32(k)), batch)[0].variables for k in range(4)]
+    seen = {float(jax.tree.leaves(v["params"])[0].ravel()[0]) for v in ends}
+    assert len(seen) > 1
+    again = update(state._replace(updates=jnp.int32(0)), batch)[0].variables
+    jax.tree.map(np.testing.assert_array_equal, ends[0], again)
+    # by hand: some order of single streams
+    one = jax.jit(make_learner(squared_error, optax.sgd(0.1)).update)
+    by_order = []
+    for order in itertools.permutations(range(B)):
+        by_hand = state
+        for b in order:
+            rows = {n: getattr(batch, n)[:, b : b + 1] for n in ("inputs", "targets", "first")}
+            rows |= {n: getattr(batch, n)[b : b + 1] for n in ("stream", "number")}
+            by_hand, _ = one(by_hand, batch._replace(hidden=batch.hidden[b : b + 1], **rows))
+        by_order.append(by_hand.variables)
+    gaps = [
+        max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), ends[0], v)))
+        for v in by_order
+    ]
+    assert min(gaps) < 1e-6 < sorted(gaps)[1]
+
+
+def test_minibatches_that_do_not_come_out_even_are_refused(middle):
+    state, batch = middle
+    with pytest.raises(ValueError, match="4 streams cannot be shared out evenly among 3"):
+        made(minibatches=3)(state, batch)
+
+
+def test_what_is_prepared_holds_for_every_pass(middle):
+    """Targets are fixed, and what `prepare` makes of the variables is learned on."""
+    state, batch = middle
+
+    def prepare(variables, carry, batch):
+        assert jax.tree.structure(carry) == jax.tree.structure(state.bank)
+        params = jax.tree.map(lambda x: 2 * x, variables["params"])
+        return {**variables, "params": params}, batch._replace(targets=batch.targets + 1)
+
+    found, _ = made(epochs=2, prepare=prepare)(state, batch)
+    ready = prepare(state.variables, state.bank, batch)
+    wanted, _ = made(epochs=2)(state._replace(variables=ready[0]), ready[1])
+    assert_close(found, wanted)

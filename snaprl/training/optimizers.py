@@ -1,0 +1,58 @@
+"""From a config to an optimiser: clipping, Adam, a schedule, and a rate for each part."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
+from snaprl.training.schema import OptimizerConfig, RatesConfig
+
+PyTree = Any
+
+
+def optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransformation:
+    """Adam after clipping by the global norm, on a schedule, at its own rate for each part.
+
+    Args:
+      config: which.
+      updates: steps of the whole training, over which the schedule goes.
+    """
+    peak = config.learning_rate
+    end = peak * config.final_learning_rate_fraction
+    warmup = int(updates * config.warmup_fraction)
+    rest = max(1, updates - warmup)
+    schedules = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "linear": lambda: optax.linear_schedule(peak, end, rest),
+        "cosine": lambda: optax.cosine_decay_schedule(
+            peak, rest, config.final_learning_rate_fraction
+        ),
+    }
+    schedule = schedules[config.schedule]()
+    if warmup:
+        rise = optax.linear_schedule(0.0, peak, warmup)
+        schedule = optax.join_schedules([rise, schedule], [warmup])
+    parts = [optax.clip_by_global_norm(config.max_grad_norm), optax.adam(schedule)]
+    if config.rates != RatesConfig():
+        parts.append(scale_parts(dataclasses.asdict(config.rates)))
+    return optax.chain(*parts)
+
+
+def scale_parts(factors: Mapping[str, float]) -> optax.GradientTransformation:
+    """Multiplies the steps of the parts of a network, after the optimiser.
+
+    Adam's steps do not depend on the size of gradients, so that here a factor on the steps is one
+    on the learning rate, whatever its schedule.
+
+    Args:
+      factors: of the entries of `params`, by name; entries without one are left as they are.
+    """
+
+    def update(steps: PyTree, params: PyTree | None = None) -> PyTree:
+        del params
+        return {
+            name: optax.tree.scale(factors.get(name, 1.0), part) for name, part in steps.items()
+        }
+
+    return optax.stateless(update)
