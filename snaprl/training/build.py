@@ -1,6 +1,7 @@
 """From a config to what it describes: environments, agent, learner, loop."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -26,6 +27,7 @@ class Built(NamedTuple):
     updates: int  # of the whole training
     updates_per_report: int
     steps_per_update: int
+    facts: Mapping[str, str] = {}  # what a checkpoint belongs to besides its config
 
 
 def build(config: Config) -> Built:
@@ -102,6 +104,12 @@ def loss(config: Config) -> ActorCriticLoss:
 
 def optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransformation:
     """Adam, after clipping by the global norm, on the config's schedule over `updates` updates."""
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
+    return optax.chain(clip, optax.adam(learning_rate(config, updates)))
+
+
+def learning_rate(config: OptimizerConfig, updates: int) -> optax.Schedule:
+    """The config's schedule over `updates` updates."""
     peak = config.learning_rate
     end = peak * config.final_learning_rate_fraction
     warmup = int(updates * config.warmup_fraction)
@@ -117,4 +125,4 @@ def optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransforma
     if warmup:
         rise = optax.linear_schedule(0.0, peak, warmup)
         schedule = optax.join_schedules([rise, schedule], [warmup])
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(schedule))
+    return schedule

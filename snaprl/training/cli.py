@@ -10,6 +10,8 @@ from pathlib import Path
 from snaprl.training import inspection
 from snaprl.training.errors import UserError
 
+WHOLE = ("step", "episodes", "parameters")  # numbers that evaluate counts
+
 # Nothing heavy is imported before it is known what is asked for.
 
 
@@ -55,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--run-dir", type=Path, help="the run's folder (runs/CONFIG-SEED)")
     train.add_argument("--resume", action="store_true", help="go on with the run in that folder")
 
-    evaluate = add("evaluate", _evaluate, "play episodes with a trained agent; prints JSON")
+    evaluate = add("evaluate", _evaluate, "measure a trained agent or model; prints JSON")
     evaluate.add_argument("run", type=Path, metavar="RUN")
     evaluate.add_argument("--episodes", type=int, help="how many (the config's)")
     evaluate.add_argument("--seed", type=int, default=0, help="of the episodes (0)")
@@ -73,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     inspection.add_arguments(inspect)
 
     add("envs", _envs, "list our environments and their arguments")
+    add("tasks", _tasks, "list the supervised tasks and their arguments")
 
     bench = add("bench", _bench, "measure speed, as ratios against peers in the same run")
     bench.add_argument("what", choices=["core"], nargs="?", default="core")
@@ -120,7 +123,7 @@ def _evaluate(known: argparse.Namespace, rest: list[str]) -> None:
     from snaprl.training.run import evaluate
 
     result = evaluate(known.run, episodes=known.episodes, seed=known.seed)
-    print(json.dumps({k: int(v) if k in ("step", "episodes") else v for k, v in result.items()}))
+    print(json.dumps({k: int(v) if k in WHOLE else v for k, v in result.items()}))
 
 
 def _plot(known: argparse.Namespace, rest: list[str]) -> None:
@@ -149,6 +152,16 @@ def _envs(known: argparse.Namespace, rest: list[str]) -> None:
     print(
         "Any other environment that gymnasium knows trains on the host: see configs/cartpole.toml"
     )
+
+
+def _tasks(known: argparse.Namespace, rest: list[str]) -> None:
+    del known, rest
+    from snaprl.training.supervised.registry import listing
+
+    for name, summary, arguments in listing():
+        print(f"{name}  {summary}")
+        for argument, default in arguments.items():
+            print(f"    {argument} = {default!r}")
 
 
 def _bench(known: argparse.Namespace, rest: list[str]) -> None:

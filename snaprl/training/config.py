@@ -8,6 +8,9 @@ from pathlib import Path
 from snaprl.training import typed
 from snaprl.training.errors import UserError, suggest
 from snaprl.training.schema import Config
+from snaprl.training.supervised.schema import SupervisedConfig
+
+AnyConfig = Config | SupervisedConfig
 
 
 def load(
@@ -16,7 +19,7 @@ def load(
     *,
     prog: str = "snaprl train",
     known_flags: Sequence[str] = (),
-) -> Config:
+) -> AnyConfig:
     """Loads a config: defaults, then the file, then the command line.
 
     With `--help` among the overrides it prints every flag with the file's values and ends the
@@ -30,7 +33,8 @@ def load(
         known_flags: Flags that the caller took before, to be named when one is misspelt.
 
     Returns:
-        The config, complete and checked.
+        The config, complete and checked: a `SupervisedConfig` where the file has a table `[task]`,
+        or else an agent's.
 
     Raises:
         UserError: The file is not there or not TOML, or a key, flag or value is not known.
@@ -42,7 +46,8 @@ def load(
         raise UserError(f"{path} is not valid TOML: {error}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    config = typed.read(Config, tables, where=f" in {path}")
+    schema = SupervisedConfig if "task" in tables else Config
+    config = typed.read(schema, tables, where=f" in {path}")
     if overrides:
         from snaprl.training import flags
 
@@ -51,20 +56,20 @@ def load(
     return config
 
 
-def dumps(config: Config) -> str:
+def dumps(config: AnyConfig) -> str:
     """The config as TOML, every key written out; loading it gives an equal config."""
     import tomli_w
 
     return tomli_w.dumps(dataclasses.asdict(config))
 
 
-def check(config: Config) -> None:
+def check(config: AnyConfig) -> None:
     """Refuses a config with a wrong value, for configs that were made in Python or by flags.
 
     Raises:
         UserError: The sentence names the key, what it may be, and what it is.
     """
-    typed.read(Config, dataclasses.asdict(config))
+    typed.read(type(config), dataclasses.asdict(config))
 
 
 def find(name_or_path: str | Path) -> Path:
