@@ -71,6 +71,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     plot.add_argument("--chance", type=float, help="height of a line to compare with")
 
+    sweep = add("sweep", _sweep, "run a list of differences times seeds, and report on it")
+    sweep.add_argument("sweep", metavar="SWEEP", help="a TOML file, or a name in configs/paper/")
+    sweep.add_argument("--folder", type=Path, help="where its runs go (runs/SWEEP)")
+    sweep.add_argument("--jobs", type=int, help="how many run side by side (one per core)")
+
+    report = add("report", _report, "write a page on the runs in a folder, as Markdown and HTML")
+    report.add_argument("folder", type=Path, metavar="FOLDER")
+    report.add_argument("--output", type=Path, help="folder that the page goes to (FOLDER)")
+
     inspect = add("inspect", _inspect, "draw what a core's influence keeps, and what that costs")
     inspection.add_arguments(inspect)
 
@@ -132,6 +141,32 @@ def _plot(known: argparse.Namespace, rest: list[str]) -> None:
 
     for path in plot(known.runs, known.output, known.metric, known.labels, known.chance):
         print(path)
+
+
+def _sweep(known: argparse.Namespace, rest: list[str]) -> int:
+    del rest
+    from snaprl.training.sweeps import command, plan
+
+    if known.jobs is not None and known.jobs < 1:
+        raise UserError(f"--jobs is {known.jobs}: give 1 or more")
+    path = plan.find(known.sweep)
+    folder = known.folder or Path("runs") / path.stem
+    done = command.sweep(path, folder, known.jobs or command.cores())
+    from snaprl.training.sweeps.report import report
+
+    for file in report(folder):
+        print(file)
+    return 0 if done else 1
+
+
+def _report(known: argparse.Namespace, rest: list[str]) -> None:
+    del rest
+    from snaprl.training.sweeps.report import report
+
+    if known.output:
+        known.output.mkdir(parents=True, exist_ok=True)
+    for file in report(known.folder, known.output):
+        print(file)
 
 
 def _inspect(known: argparse.Namespace, rest: list[str]) -> None:

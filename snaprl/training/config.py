@@ -2,8 +2,9 @@
 
 import dataclasses
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from snaprl.training import typed
 from snaprl.training.errors import UserError, suggest
@@ -40,20 +41,36 @@ def load(
         UserError: The file is not there or not TOML, or a key, flag or value is not known.
     """
     path = find(name_or_path)
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    schema = SupervisedConfig if "task" in tables else Config
-    config = typed.read(schema, tables, where=f" in {path}")
+    config = from_tables(read_toml(path), where=f" in {path}")
     if overrides:
         from snaprl.training import flags
 
         config = flags.override(config, overrides, prog=prog, known_flags=known_flags)
         check(config)
     return config
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        UserError: It cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def from_tables(tables: Mapping[str, Any], *, where: str = "") -> AnyConfig:
+    """The config that tables describe: a supervised one where there is a table `task`.
+
+    Raises:
+        UserError: A key or value is not known; `where` follows the key's name in the sentence.
+    """
+    return typed.read(SupervisedConfig if "task" in tables else Config, tables, where=where)
 
 
 def dumps(config: AnyConfig) -> str:
@@ -88,10 +105,12 @@ def find(name_or_path: str | Path) -> Path:
     raise UserError(f"there is no {kind} '{path}': {suggest(path.stem, known)}")
 
 
-def shipped() -> dict[str, Path]:
-    """The configs that come with snaprl, by name."""
+def shipped(room: str = "") -> dict[str, Path]:
+    """The configs that come with snaprl, by name; `room` is a folder inside of theirs."""
     package = Path(__file__).parents[1]
     folders = [package / "configs"]
     if (package.parent / "pyproject.toml").is_file():  # a checkout; a wheel holds them inside
         folders.append(package.parent / "configs")
-    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.toml"))}
+    return {
+        file.stem: file for folder in folders for file in sorted((folder / room).glob("*.toml"))
+    }

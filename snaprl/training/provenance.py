@@ -21,7 +21,7 @@ def now(config: str) -> dict[str, str]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "config": config,
-        "command": shlex.join(sys.argv),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _commit(),
     }
 

@@ -175,9 +175,10 @@ def test_characters_are_learnt_and_measured_on_whole_splits(tmp_path, snaprl):
 
     # the text is part of the run: a changed one is refused, in one sentence
     text.write_text(TEXT.replace("green", "gröön"))
-    for arguments in (["evaluate", tmp_path / "run"], [
-        *("train", task, "--run-dir", tmp_path / "run", "--resume", "--steps", "50000")
-    ]):
+    for arguments in (
+        ["evaluate", tmp_path / "run"],
+        [*("train", task, "--run-dir", tmp_path / "run", "--resume", "--steps", "50000")],
+    ):
         code, out, err = snaprl(*arguments)
         assert (code, out) == (2, "")
         assert re.fullmatch(
