@@ -12,7 +12,7 @@ from snaprl.training.errors import UserError, nearest
 from snaprl.training.schema import Config, Scalar
 from snaprl.training.supervised.schema import SupervisedConfig
 
-AConfig = TypeVar("AConfig", Config, SupervisedConfig)
+AConfig = TypeVar("AConfig", bound=Config | SupervisedConfig)
 ALIASES = ("--steps", "--method")  # as the schema gives them
 
 

@@ -14,7 +14,6 @@ import gzip
 import hashlib
 import importlib.resources
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -141,7 +140,7 @@ def _symbols(content: bytes, source: str, as_bytes: bool) -> np.ndarray:
         ) from None
 
 
-def words_of(vocabulary: Sequence[int]) -> str:
+def words_of(vocabulary: np.ndarray) -> str:
     """A vocabulary for people and for comparison: how many, and a digest."""
-    digest = hashlib.sha256(np.asarray(vocabulary, np.uint32).tobytes()).hexdigest()[:16]
+    digest = hashlib.sha256(vocabulary.astype(np.uint32).tobytes()).hexdigest()[:16]
     return f"{len(vocabulary)} symbols ({digest})"

@@ -8,7 +8,7 @@ import gzip
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,8 +25,8 @@ IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte") + (
 class Images(NamedTuple):
     """Digits and what they are."""
 
-    pixels: Array  # [n, P] float32, from 0 to 1
-    labels: Array  # [n] int32
+    pixels: Any  # [n, P] float32, from 0 to 1
+    labels: Any  # [n] int32
 
 
 class Reading(NamedTuple):
@@ -97,7 +97,7 @@ def _draw(data: Images, reading: Reading, shared: PyTree, steps: int) -> tuple[R
 
 def _scikit_learn() -> tuple[Images, Images]:
     try:
-        from sklearn.datasets import load_digits
+        from sklearn.datasets import load_digits  # type: ignore
     except ModuleNotFoundError:
         raise UserError(
             "the 8 x 8 digits come with scikit-learn: pip install scikit-learn, or name MNIST's "
@@ -105,7 +105,8 @@ def _scikit_learn() -> tuple[Images, Images]:
         ) from None
     found = load_digits()
     test = np.arange(len(found.target)) % 5 == 4
-    return tuple(_images(found.data[part], found.target[part], 16) for part in (~test, test))
+    train, test = (_images(found.data[part], found.target[part], 16) for part in (~test, test))
+    return train, test
 
 
 def _read(path: Path) -> tuple[Images, Images]:
@@ -121,7 +122,8 @@ def _read(path: Path) -> tuple[Images, Images]:
             f"{path} holds no digits ({error}): task.kwargs.path must lead to an .npz or to a "
             f"folder with {', '.join(IDX)}"
         ) from None
-    return _images(*arrays[:2], 255), _images(*arrays[2:], 255)
+    x_train, y_train, x_test, y_test = arrays
+    return _images(x_train, y_train, 255), _images(x_test, y_test, 255)
 
 
 def _idx(path: Path) -> np.ndarray:

@@ -36,8 +36,9 @@ def totals(targets: Space, outputs: Array, piece: Piece | SupervisedSegment) -> 
         error = (outputs - piece.targets) ** 2
         right = jnp.zeros_like(error)
     # `where` and not a product: a masked step may hold anything
-    summed = [jnp.where(piece.mask, x.mean(-1), 0.0).sum() for x in (error, right)]
-    return Totals(piece.mask.sum(dtype=jnp.float32), *summed, piece.first.sum(dtype=jnp.float32))
+    error, correct = (jnp.where(piece.mask, x.mean(-1), 0.0).sum() for x in (error, right))
+    count, begun = (x.sum(dtype=jnp.float32) for x in (piece.mask, piece.first))
+    return Totals(count, error, correct, begun)
 
 
 def make_loss(model: SequenceModel) -> Loss:

@@ -44,12 +44,12 @@ class SequenceModel(nn.Module):
     def setup(self):
         """Makes the parts."""
         if self.embedding and isinstance(self.inputs, Symbols):
-            self.embed = nn.Embed(self.inputs.count, self.embedding)
+            self.embed = nn.Embed(self.inputs.classes, self.embedding)
         self.core = self.make_core()
         self.hidden_layers = [nn.Dense(width) for width in self.readout]
         match self.targets:
-            case Symbols(count, parallel):
-                self.head = nn.Dense(count * parallel)
+            case Symbols(classes, parallel):
+                self.head = nn.Dense(classes * parallel)
             case Numbers(size):
                 self.head = nn.Dense(size)
 
@@ -70,7 +70,7 @@ class SequenceModel(nn.Module):
             ys = nn.relu(layer(ys))
         ys = self.head(ys)
         if isinstance(self.targets, Symbols):
-            ys = ys.reshape(*ys.shape[:-1], self.targets.parallel, self.targets.count)
+            ys = ys.reshape(*ys.shape[:-1], self.targets.parallel, self.targets.classes)
         return carry, ys
 
     @nn.nowrap
@@ -109,8 +109,8 @@ class SequenceModel(nn.Module):
     def _width(self) -> int:
         """How many numbers the core reads."""
         match self.inputs:
-            case Symbols(count, parallel):
-                return (self.embedding or count) * parallel
+            case Symbols(classes, parallel):
+                return (self.embedding or classes) * parallel
             case Numbers(size):
                 return size
 
@@ -118,7 +118,7 @@ class SequenceModel(nn.Module):
         """`[T, B, K]` to `[T, B, M]`."""
         if isinstance(self.inputs, Numbers):
             return inputs
-        x = self.embed(inputs) if self.embedding else jax.nn.one_hot(inputs, self.inputs.count)
+        x = self.embed(inputs) if self.embedding else jax.nn.one_hot(inputs, self.inputs.classes)
         return x.reshape(*x.shape[:-2], -1)
 
     def _run(self, carry: CoreState, xs: Array, first: Array) -> tuple[CoreState, Array]:

@@ -14,9 +14,9 @@ PyTree = Any
 
 
 class Symbols(NamedTuple):
-    """Whole numbers `[..., parallel]` from 0 to `count - 1`."""
+    """Whole numbers `[..., parallel]` from 0 to `classes - 1`."""
 
-    count: int
+    classes: int
     parallel: int = 1
 
 

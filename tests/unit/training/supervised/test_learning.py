@@ -161,7 +161,7 @@ def test_any_number_of_steps_between_updates_reads_the_same_stream(layers):
     task = made("copy", start_level=4, threshold_bits=0.0)
     sums = {}
     for unroll in (1, 4, 20):
-        loop = make_loop(task, unroll, 60 // unroll, layers=layers)
+        loop = make_loop(task, unroll, 60 // unroll, method=BPTT(), layers=layers)
         state, chunk = loop.run(loop.init(jax.random.key(5)), 60 // unroll)
         sums[unroll] = chunk.episodes
         hidden = jax.tree.leaves(state.learner.bank.hidden)
@@ -221,7 +221,7 @@ def test_evaluation_carries_the_state_from_one_program_to_the_next(monkeypatch, 
     test = task.exams["test"].data
     hidden, error = jnp.zeros((1, 5)), 0.0
     for now, due in zip(test, test[1:], strict=False):
-        x = jax.nn.one_hot(now, task.inputs.count)[None]
+        x = jax.nn.one_hot(now, task.inputs.classes)[None]
         hidden, _ = nn.GRUCell(5).apply({"params": variables["params"]["core"]["cell"]}, hidden, x)
         head = variables["params"]["head"]
         error -= jax.nn.log_softmax(hidden @ head["kernel"] + head["bias"][None])[0, due]
@@ -232,7 +232,7 @@ def test_a_delayed_copy_is_learnt_update_by_update():
     task = made("delayed_copy", delay=1)
     loop = make_loop(task, 1, 3000, rate=0.01, features=12)
     state, chunk = loop.run(loop.init(jax.random.key(0)), 3000)
-    assert np.mean(chunk.metrics["loss"][1:100]) > 0.6  # nats; chance is log 2 = 0.69
+    assert np.mean(chunk.metrics["loss"][1:20]) > 0.5  # nats; chance is log 2 = 0.69
     assert np.mean(chunk.metrics["loss"][-100:]) < 0.2
     plain = make_loop(task, 1, 3000, method=BPTT(), rate=0.01, features=12)
     assert (
