@@ -9,7 +9,7 @@ from snaprl.training import cli
 
 SWEEP = """
 config = "base.toml"
-seeds = [0, 1]
+seeds = [0]
 title = "A small sweep"
 metric = "eval_bits_per_char"
 [[run]]
@@ -52,25 +52,26 @@ def test_a_sweep_is_run_reported_and_not_run_again(snaprl, tmp_path, monkeypatch
     folder = tmp_path / "runs" / "small"
     assert code == 0, err
     assert out.split() == ["runs/small/report.md", "runs/small/report.html"]
-    assert "[4/4]" in err
-    for name in ("snap1-0", "snap1-1", "bptt-0", "bptt-1"):
+    assert "[2/2]" in err
+    for name in ("snap1-0", "bptt-0"):
         assert json.loads((folder / name / "evaluation.json").read_text())["step"] == 400
         assert (folder / name / "curve.png").is_file()
     text = (folder / "report.md").read_text()
     assert text.startswith("# A small sweep\n")
-    assert len(re.findall(r"^\| (?:snap1|bptt) \| 2 \| \d\.\d+ \(", text, re.M)) == 2
+    assert len(re.findall(r"^\| (?:snap1|bptt) \| 1 \| \d\.\d+ \|", text, re.M)) == 2
 
     before = (folder / "snap1-0" / "metrics.jsonl").read_bytes()
     code, _, err = snaprl("sweep", "small.toml")
-    assert (code, "4 runs, 4 of them done" in err) == (0, True)
+    assert (code, "2 runs, 2 of them done" in err) == (0, True)
     assert (folder / "snap1-0" / "metrics.jsonl").read_bytes() == before
 
     # further: the runs go on where they stood
     (tmp_path / "small.toml").write_text(SWEEP + "training.steps = 600\n")
     code, _, err = snaprl("sweep", "small.toml", "--jobs", 1)
     assert code == 0, err
-    assert "4 runs, 2 of them done" in err
-    steps = [json.loads(line)["step"] for line in (folder / "bptt-0" / "metrics.jsonl").open()]
+    assert "2 runs, 1 of them done" in err
+    lines = (folder / "bptt-0" / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
     assert steps == [200, 400, 600]
 
     # other settings under a name that is taken
@@ -97,8 +98,8 @@ def test_what_cannot_be_built_is_said_before_anything_runs(snaprl, tmp_path):
 def test_a_run_that_fails_does_not_keep_the_others_from_running(snaprl, tmp_path):
     (tmp_path / "base.toml").write_text(BASE)
     sweep = tmp_path / "s.toml"
-    text = SWEEP.replace("[0, 1]", "[0]") + "optimizer.learning_rate = 1e30\n"
-    sweep.write_text(text + "optimizer.name = 'sgd'\noptimizer.max_grad_norm = 1e30\n")
+    text = SWEEP + "optimizer.learning_rate = 3e38\n"
+    sweep.write_text(text + "optimizer.name = 'sgd'\noptimizer.max_grad_norm = 3e38\n")
     code, _, err = snaprl("sweep", sweep, "--folder", tmp_path / "runs", "--jobs", 2)
     assert code == 1
     assert re.search(r"bptt, seed 0: failed, snaprl: training stopped, for .* became NaN", err), err
