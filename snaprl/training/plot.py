@@ -59,6 +59,7 @@ def plot(
     metric = _choose(metric, found)
     curves = {name: _curve(name, members, metric) for name, members in groups.items()}
     tokens = "task.name" in found[0].settings
+    tokens |= any("bits_per_char" in row for row in found[0].rows)  # of a run without its config
     drawing = figure.draw(
         curves,
         title=_title(found),
