@@ -1,6 +1,7 @@
 """Model, loss, loop and evaluation of supervised tasks."""
 
 import dataclasses
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ from snaprl.cores import BPTT, RTRL, UORO, SnAp
 from snaprl.training import meters
 from snaprl.training.errors import UserError
 from snaprl.training.learner import make_learner
+from snaprl.training.supervised import loop as loops
 from snaprl.training.supervised.build import build, optimizer
 from snaprl.training.supervised.evaluate import evaluate
 from snaprl.training.supervised.loop import SupervisedLoop
@@ -239,6 +241,28 @@ def test_a_delayed_copy_is_learnt_update_by_update():
         evaluate(plain._model, task, state.learner.variables, (), steps=2000)["eval_accuracy"]
         > 0.95
     )
+
+
+def test_numbers_have_a_loss_and_nothing_else():
+    task = made("adding", length=4)
+    loop = make_loop(task, 8, 2, method=BPTT())
+    state, chunk = loop.run(loop.init(jax.random.key(0)), 2)
+    found = meters.report(chunk, knows_success=False)
+    assert found.keys() == {"loss", "gaps", "grad_norm"}
+    assert chunk.episodes["targets"] == B * 4  # four sequences of each stream
+    evaluated = evaluate(loop._model, task, state.learner.variables, (), steps=512)
+    assert evaluated.keys() == {"eval_loss"}
+    assert evaluated["eval_loss"] > 0.1
+
+
+def test_the_learner_is_the_agents_and_nothing_here_takes_a_gradient():
+    sources = {
+        path.stem: path.read_text("utf-8") for path in Path(loops.__file__).parent.glob("*.py")
+    }
+    assert "from snaprl.training.learner import Learner, make_learner" in sources["build"]
+    for name, source in sources.items():
+        assert "grad(" not in source, name
+        assert "apply_updates" not in source, name
 
 
 # ---- what a config describes -----------------------------------------------------------------
