@@ -13,16 +13,18 @@ seeds = [0]
 title = "A small sweep"
 metric = "eval_bits_per_char"
 [[run]]
-name = "snap1"
+name = "frozen"
+model.method = "frozen"
 [[run]]
 name = "bptt"
-model.method = "bptt"
 """
 BASE = """
 [task]
 name = "delayed_copy"
 kwargs = { delay = 2 }
 [model]
+cell = "simple"
+method = "bptt"
 features = 4
 [training]
 streams = 2
@@ -44,6 +46,7 @@ def snaprl(capfd):
     return command
 
 
+@pytest.mark.slow  # each run is a process that starts and compiles
 def test_a_sweep_is_run_reported_and_not_run_again(snaprl, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base.toml").write_text(BASE)
@@ -53,17 +56,17 @@ def test_a_sweep_is_run_reported_and_not_run_again(snaprl, tmp_path, monkeypatch
     assert code == 0, err
     assert out.split() == ["runs/small/report.md", "runs/small/report.html"]
     assert "[2/2]" in err
-    for name in ("snap1-0", "bptt-0"):
+    for name in ("frozen-0", "bptt-0"):
         assert json.loads((folder / name / "evaluation.json").read_text())["step"] == 400
         assert (folder / name / "curve.png").is_file()
     text = (folder / "report.md").read_text()
     assert text.startswith("# A small sweep\n")
-    assert len(re.findall(r"^\| (?:snap1|bptt) \| 1 \| \d\.\d+ \|", text, re.M)) == 2
+    assert len(re.findall(r"^\| (?:frozen|bptt) \| 1 \| \d\.\d+ \|", text, re.M)) == 2
 
-    before = (folder / "snap1-0" / "metrics.jsonl").read_bytes()
+    before = (folder / "frozen-0" / "metrics.jsonl").read_bytes()
     code, _, err = snaprl("sweep", "small.toml")
     assert (code, "2 runs, 2 of them done" in err) == (0, True)
-    assert (folder / "snap1-0" / "metrics.jsonl").read_bytes() == before
+    assert (folder / "frozen-0" / "metrics.jsonl").read_bytes() == before
 
     # further: the runs go on where they stood
     (tmp_path / "small.toml").write_text(SWEEP + "training.steps = 600\n")
@@ -103,5 +106,5 @@ def test_a_run_that_fails_does_not_keep_the_others_from_running(snaprl, tmp_path
     code, _, err = snaprl("sweep", sweep, "--folder", tmp_path / "runs", "--jobs", 2)
     assert code == 1
     assert re.search(r"bptt, seed 0: failed, snaprl: training stopped, for .* became NaN", err), err
-    assert "snap1, seed 0: done in" in err
+    assert "frozen, seed 0: done in" in err
     assert "Not there yet: bptt, seed 0" in (tmp_path / "runs" / "report.md").read_text()

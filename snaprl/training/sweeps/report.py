@@ -13,7 +13,7 @@ from snaprl.training.errors import UserError
 from snaprl.training.plot import plot
 from snaprl.training.runs import Run
 from snaprl.training.sweeps import plan as plans
-from snaprl.training.sweeps.command import SWEEP
+from snaprl.training.sweeps.command import CONFIGS, SWEEP
 from snaprl.training.sweeps.page import (
     Block,
     Heading,
@@ -147,9 +147,11 @@ def _blocks(entries: Sequence[Entry], plan: Plan | None, output: Path) -> Iterat
         yield Heading("All runs")
         yield _table(entries, metrics)
     yield Heading("How it was made")
-    yield _origins(entries)
+    yield _origins(entries, plan)
     if plan:
-        yield Words(f"`snaprl sweep {SWEEP}` in this folder makes all of it again.")
+        yield Words(
+            f"Paths are those of the sweep's folder; `snaprl sweep {SWEEP}` makes all of it."
+        )
     missing = _missing(entries, plan)
     if missing:
         yield Words(f"Not there yet: {', '.join(missing)}.")
@@ -218,13 +220,16 @@ def _figure(entries: Sequence[Entry], output: Path) -> Iterator[Picture]:
     yield Picture(png, "Learning curves")
 
 
-def _origins(entries: Sequence[Entry]) -> Table:
+def _origins(entries: Sequence[Entry], plan: Plan | None) -> Table:
     """With which commit and command each was made."""
     rows = []
     for entry in entries:
         made = [provenance.read(run.folder) for run in entry.members]
         commits = ", ".join(sorted({one.get("commit", "") for one in made} - {""}))
         command = made[0].get("command", "")
+        if plan:  # in place of that of the sweep's own process
+            seed = next(job.seed for job in plan.jobs if job.name == entry.name)
+            command = f"snaprl train {CONFIGS}/{entry.name}.toml --seed {seed}"
         rows.append([entry.name, f"`{commits}`" if commits else "", f"`{command}`"])
     return Table(["run", "commit", "command (of the first seed)"], rows)
 
