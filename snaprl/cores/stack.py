@@ -9,12 +9,13 @@ the segments before is not followed down.
 `RTRL()` or `SnAp(order=n)` follow its influence across layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 
+from snaprl.cores.masks import Mask
 from snaprl.cores.online_rnn import OnlineRNN
 from snaprl.cores.snap import SnAp
 from snaprl.cores.types import Array, CoreState, GradientMethod, PyTree
@@ -33,26 +34,47 @@ class OnlineStack(nn.Module):
       cells: from the bottom up.
       method: how the gradient travels through time, in every layer.
       time_major: as in `OnlineRNN`.
+      masks: one per cell, as `OnlineRNN` takes it; None for dense layers.
     """
 
     cells: Sequence[nn.RNNCellBase]
     method: GradientMethod = SnAp(order=1)
     time_major: bool = True
+    masks: Sequence[Mapping[str, Any] | Mask | None] | None = None
+
+    def __post_init__(self):
+        if self.masks is not None:
+            if len(self.masks) != len(self.cells):
+                raise ValueError(
+                    f"{len(self.cells)} cells need as many masks, not {len(self.masks)}"
+                )
+            made = (
+                None if m is None else m if isinstance(m, Mask) else Mask(m) for m in self.masks
+            )
+            self.masks = tuple(made)  # hashable, as in `OnlineRNN`
+        super().__post_init__()
 
     def setup(self):
         """One `OnlineRNN` per cell, `layers_0` at the bottom."""
-        cells = [cell.clone(parent=None, name=None) for cell in self.cells]
-        self.layers = [OnlineRNN(cell, self.method, None, self.time_major) for cell in cells]
+        self.layers = [
+            OnlineRNN(cell.clone(parent=None, name=None), self.method, mask, self.time_major)
+            for cell, mask in zip(self.cells, self._masks(), strict=True)
+        ]
 
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> tuple[CoreState, ...]:
         """Returns one state per layer; as in `OnlineRNN`."""
         states = []
-        for key, cell in zip(jax.random.split(rng, len(self.cells)), self.cells, strict=True):
-            layer = OnlineRNN(cell.clone(parent=None, name=None), self.method, parent=None)
+        keys = jax.random.split(rng, len(self.cells))
+        for key, cell, mask in zip(keys, self.cells, self._masks(), strict=True):
+            layer = OnlineRNN(cell.clone(parent=None, name=None), self.method, mask, parent=None)
             states.append(layer.initialize_carry(key, input_shape))
             input_shape = (input_shape[0], _outputs(layer, states[-1], input_shape))
         return tuple(states)
+
+    @nn.nowrap
+    def _masks(self) -> Sequence[Any]:
+        return [None] * len(self.cells) if self.masks is None else self.masks
 
     def __call__(
         self, carry: tuple[CoreState, ...], xs: Array, resets: Array | None = None

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -40,6 +40,7 @@ class Built(NamedTuple):
     updates: int  # of the whole training
     updates_per_report: int
     steps_per_update: int
+    facts: Mapping[str, str] = {}  # what a checkpoint belongs to besides its config
 
 
 def build(config: Config) -> Built:

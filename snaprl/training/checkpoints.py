@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,15 @@ class Restored(NamedTuple):
     step: int
     state: PyTree
     damaged: tuple[int, ...]  # later checkpoints that could not be read
+
+
+def tell_of_damage(restored: Restored) -> None:
+    """Says on stderr which checkpoint is used in place of a damaged one."""
+    steps = ", ".join(map(str, restored.damaged))
+    print(
+        f"snaprl: the checkpoint of step {steps} is damaged: using that of step {restored.step}",
+        file=sys.stderr,
+    )
 
 
 class Checkpoints:

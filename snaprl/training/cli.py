@@ -10,6 +10,8 @@ from pathlib import Path
 from snaprl.training import inspection
 from snaprl.training.errors import UserError
 
+WHOLE = ("step", "episodes", "parameters")  # numbers that evaluate counts
+
 # Nothing heavy is imported before it is known what is asked for.
 
 
@@ -55,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--run-dir", type=Path, help="the run's folder (runs/CONFIG-SEED)")
     train.add_argument("--resume", action="store_true", help="go on with the run in that folder")
 
-    evaluate = add("evaluate", _evaluate, "play episodes with a trained agent; prints JSON")
+    evaluate = add("evaluate", _evaluate, "measure a trained agent or model; prints JSON")
     evaluate.add_argument("run", type=Path, metavar="RUN")
     evaluate.add_argument("--episodes", type=int, help="how many (the config's)")
     evaluate.add_argument("--seed", type=int, default=0, help="of the episodes (0)")
@@ -69,10 +71,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     plot.add_argument("--chance", type=float, help="height of a line to compare with")
 
+    sweep = add("sweep", _sweep, "run a list of differences times seeds, and report on it")
+    sweep.add_argument("sweep", metavar="SWEEP", help="a TOML file, or a name in configs/paper/")
+    sweep.add_argument("--folder", type=Path, help="where its runs go (runs/SWEEP)")
+    sweep.add_argument("--jobs", type=int, help="how many run side by side (one per core)")
+
+    report = add("report", _report, "write a page on the runs in a folder, as Markdown and HTML")
+    report.add_argument("folder", type=Path, metavar="FOLDER")
+    report.add_argument("--output", type=Path, help="folder that the page goes to (FOLDER)")
+
     inspect = add("inspect", _inspect, "draw what a core's influence keeps, and what that costs")
     inspection.add_arguments(inspect)
 
     add("envs", _envs, "list our environments and their arguments")
+    add("tasks", _tasks, "list the supervised tasks and their arguments")
 
     bench = add("bench", _bench, "measure speed, as ratios against peers in the same run")
     bench.add_argument("what", choices=["core"], nargs="?", default="core")
@@ -120,7 +132,7 @@ def _evaluate(known: argparse.Namespace, rest: list[str]) -> None:
     from snaprl.training.run import evaluate
 
     result = evaluate(known.run, episodes=known.episodes, seed=known.seed)
-    print(json.dumps({k: int(v) if k in ("step", "episodes") else v for k, v in result.items()}))
+    print(json.dumps({k: int(v) if k in WHOLE else v for k, v in result.items()}))
 
 
 def _plot(known: argparse.Namespace, rest: list[str]) -> None:
@@ -129,6 +141,32 @@ def _plot(known: argparse.Namespace, rest: list[str]) -> None:
 
     for path in plot(known.runs, known.output, known.metric, known.labels, known.chance):
         print(path)
+
+
+def _sweep(known: argparse.Namespace, rest: list[str]) -> int:
+    del rest
+    from snaprl.training.sweeps import command, plan
+
+    if known.jobs is not None and known.jobs < 1:
+        raise UserError(f"--jobs is {known.jobs}: give 1 or more")
+    path = plan.find(known.sweep)
+    folder = known.folder or Path("runs") / path.stem
+    done = command.sweep(path, folder, known.jobs or command.cores())
+    from snaprl.training.sweeps.report import report
+
+    for file in report(folder):
+        print(file)
+    return 0 if done else 1
+
+
+def _report(known: argparse.Namespace, rest: list[str]) -> None:
+    del rest
+    from snaprl.training.sweeps.report import report
+
+    if known.output:
+        known.output.mkdir(parents=True, exist_ok=True)
+    for file in report(known.folder, known.output):
+        print(file)
 
 
 def _inspect(known: argparse.Namespace, rest: list[str]) -> None:
@@ -149,6 +187,16 @@ def _envs(known: argparse.Namespace, rest: list[str]) -> None:
     print(
         "Any other environment that gymnasium knows trains on the host: see configs/cartpole.toml"
     )
+
+
+def _tasks(known: argparse.Namespace, rest: list[str]) -> None:
+    del known, rest
+    from snaprl.training.supervised.registry import listing
+
+    for name, summary, arguments in listing():
+        print(f"{name}  {summary}")
+        for argument, default in arguments.items():
+            print(f"    {argument} = {default!r}")
 
 
 def _bench(known: argparse.Namespace, rest: list[str]) -> None:

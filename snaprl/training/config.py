@@ -2,12 +2,16 @@
 
 import dataclasses
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from snaprl.training import typed
 from snaprl.training.errors import UserError, suggest
 from snaprl.training.schema import Config
+from snaprl.training.supervised.schema import SupervisedConfig
+
+AnyConfig = Config | SupervisedConfig
 
 
 def load(
@@ -16,7 +20,7 @@ def load(
     *,
     prog: str = "snaprl train",
     known_flags: Sequence[str] = (),
-) -> Config:
+) -> AnyConfig:
     """Loads a config: defaults, then the file, then the command line.
 
     With `--help` among the overrides it prints every flag with the file's values and ends the
@@ -30,19 +34,14 @@ def load(
         known_flags: Flags that the caller took before, to be named when one is misspelt.
 
     Returns:
-        The config, complete and checked.
+        The config, complete and checked: a `SupervisedConfig` where the file has a table `[task]`,
+        or else an agent's.
 
     Raises:
         UserError: The file is not there or not TOML, or a key, flag or value is not known.
     """
     path = find(name_or_path)
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    config = typed.read(Config, tables, where=f" in {path}")
+    config = from_tables(read_toml(path), where=f" in {path}")
     if overrides:
         from snaprl.training import flags
 
@@ -51,20 +50,43 @@ def load(
     return config
 
 
-def dumps(config: Config) -> str:
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        UserError: It cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def from_tables(tables: Mapping[str, Any], *, where: str = "") -> AnyConfig:
+    """The config that tables describe: a supervised one where there is a table `task`.
+
+    Raises:
+        UserError: A key or value is not known; `where` follows the key's name in the sentence.
+    """
+    return typed.read(SupervisedConfig if "task" in tables else Config, tables, where=where)
+
+
+def dumps(config: AnyConfig) -> str:
     """The config as TOML, every key written out; loading it gives an equal config."""
     import tomli_w
 
     return tomli_w.dumps(dataclasses.asdict(config))
 
 
-def check(config: Config) -> None:
+def check(config: AnyConfig) -> None:
     """Refuses a config with a wrong value, for configs that were made in Python or by flags.
 
     Raises:
         UserError: The sentence names the key, what it may be, and what it is.
     """
-    typed.read(Config, dataclasses.asdict(config))
+    typed.read(type(config), dataclasses.asdict(config))
 
 
 def find(name_or_path: str | Path) -> Path:
@@ -83,10 +105,12 @@ def find(name_or_path: str | Path) -> Path:
     raise UserError(f"there is no {kind} '{path}': {suggest(path.stem, known)}")
 
 
-def shipped() -> dict[str, Path]:
-    """The configs that come with snaprl, by name."""
+def shipped(room: str = "") -> dict[str, Path]:
+    """The configs that come with snaprl, by name; `room` is a folder inside of theirs."""
     package = Path(__file__).parents[1]
     folders = [package / "configs"]
     if (package.parent / "pyproject.toml").is_file():  # a checkout; a wheel holds them inside
         folders.append(package.parent / "configs")
-    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.toml"))}
+    return {
+        file.stem: file for folder in folders for file in sorted((folder / room).glob("*.toml"))
+    }

@@ -10,6 +10,7 @@ from snaprl.agents import Agent, Segment
 from snaprl.envs import AutoResetEnv
 from snaprl.training.learner import Learner, LearnerState
 from snaprl.training.meters import Chunk
+from snaprl.training.updates import make_updates
 
 Array = jax.Array
 PyTree = Any
@@ -99,18 +100,7 @@ class DeviceLoop:
         return LoopState(self._learner.init(variables, bank), envs, observation, first, key)
 
     def _chunk_traced(self, state: LoopState, updates: Array) -> tuple[LoopState, Chunk]:
-        metrics, chunk = jax.eval_shape(self._update, state)[1]
-        history = jax.tree.map(lambda m: jnp.zeros((self._updates, *m.shape), m.dtype), metrics)
-        chunk = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), chunk)
-
-        def body(k: Array, carry: tuple) -> tuple:
-            state, history, chunk = carry
-            state, (metrics, episodes) = self._update(state)
-            history = jax.tree.map(lambda h, m: h.at[k].set(m), history, metrics)
-            return state, history, jax.tree.map(jnp.add, chunk, episodes)
-
-        state, history, chunk = jax.lax.fori_loop(0, updates, body, (state, history, chunk))
-        return state, Chunk(updates=0, metrics=history, episodes=chunk)
+        return make_updates(self._update, state, updates, self._updates)
 
     def _update(self, state: LoopState) -> tuple[LoopState, tuple[dict, dict]]:
         """Acts for T steps and learns from them."""

@@ -18,11 +18,12 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     Dotted names are compared whole and by their last part, so that `steps` finds
     `training.steps`.
     """
-    by_last_part = {name.rpartition(".")[2]: name for name in sorted(known, reverse=True)}
+    known = sorted(known, reverse=True)
+    by_last_part = {name.rpartition(".")[2]: name for name in known}
     last = word.rpartition(".")[2]
     if last in by_last_part:
         return by_last_part[last]
-    if near := difflib.get_close_matches(word, by_last_part.values(), n=1):
+    if near := difflib.get_close_matches(word, known, n=1):
         return near[0]
     near = difflib.get_close_matches(last, by_last_part, n=1)
     return by_last_part[near[0]] if near else None

@@ -3,25 +3,26 @@
 import dataclasses
 import tomllib
 from collections.abc import Sequence
-from typing import get_args
+from typing import TypeVar, get_args
 
 import tyro
 
 from snaprl.training import typed
 from snaprl.training.errors import UserError, nearest
 from snaprl.training.schema import Config, Scalar
+from snaprl.training.supervised.schema import SupervisedConfig
 
-KWARGS = "--env.kwargs."
+AConfig = TypeVar("AConfig", bound=Config | SupervisedConfig)
 ALIASES = ("--steps", "--method")  # as the schema gives them
 
 
 def override(
-    config: Config, arguments: Sequence[str], *, prog: str, known_flags: Sequence[str] = ()
-) -> Config:
+    config: AConfig, arguments: Sequence[str], *, prog: str, known_flags: Sequence[str] = ()
+) -> AConfig:
     """Replaces values of `config` by what the command line says.
 
-    Each key is a flag: `--training.unroll 1`. Arguments of the environment that the config
-    names are flags of their type; others are taken in and read as TOML reads a value.
+    Each key is a flag: `--training.unroll 1`. Arguments of the environment or task that the
+    config names are flags of their type; others are taken in and read as TOML reads a value.
 
     Args:
         config: The values that stay where no flag names them.
@@ -34,7 +35,7 @@ def override(
     """
     config, rest = _take_new_kwargs(config, list(arguments))
     config, unknown = tyro.cli(
-        Config,
+        type(config),
         prog=prog,
         args=rest,
         default=config,
@@ -43,7 +44,8 @@ def override(
         registry=_registry(),
     )
     if unknown:
-        flags = [*typed.keys(Config), *(KWARGS + key for key in config.env.kwargs)]
+        prefix = _kwargs_of(config)[0]
+        flags = [*typed.keys(type(config)), *(prefix + key for key in _kwargs_of(config)[1])]
         _refuse(unknown[0], [*map(_flag, flags), *ALIASES, *known_flags])
     return config
 
@@ -62,15 +64,30 @@ def _flag(key: str) -> str:
     return "--" + key.lstrip("-").replace("_", "-")
 
 
-def _take_new_kwargs(config: Config, arguments: list[str]) -> tuple[Config, list[str]]:
-    """Moves arguments of the environment that the config lacks from the flags to the config."""
-    kwargs = dict(config.env.kwargs)
+def _kwargs_of(config: Config | SupervisedConfig) -> tuple[str, dict[str, Scalar]]:
+    """What flags of the environment's or the task's arguments begin with, and those arguments."""
+    if isinstance(config, SupervisedConfig):
+        return "--task.kwargs.", config.task.kwargs
+    return "--env.kwargs.", config.env.kwargs
+
+
+def _with_kwargs(config: AConfig, kwargs: dict[str, Scalar]) -> AConfig:
+    if isinstance(config, SupervisedConfig):
+        task = dataclasses.replace(config.task, kwargs=kwargs)
+        return dataclasses.replace(config, task=task)
+    return dataclasses.replace(config, env=dataclasses.replace(config.env, kwargs=kwargs))
+
+
+def _take_new_kwargs(config: AConfig, arguments: list[str]) -> tuple[AConfig, list[str]]:
+    """Moves arguments of environment or task that the config lacks from the flags to the config."""
+    prefix, kwargs = _kwargs_of(config)
+    kwargs = dict(kwargs)
     known = {_flag(key) for key in kwargs}
     rest: list[str] = []
     waiting = iter(arguments)
     for argument in waiting:
         name, equals, text = argument.partition("=")
-        key = name.removeprefix(KWARGS)
+        key = name.removeprefix(prefix)
         if key in (name, "") or _flag(key) in known:
             rest.append(argument)
             continue
@@ -79,8 +96,7 @@ def _take_new_kwargs(config: Config, arguments: list[str]) -> tuple[Config, list
         if not equals and text.startswith("--"):
             raise UserError(f"{name} has no value: give it one by {name} VALUE")
         kwargs[key.replace("-", "_")] = _scalar(text)
-    env = dataclasses.replace(config.env, kwargs=kwargs)
-    return dataclasses.replace(config, env=env), rest
+    return _with_kwargs(config, kwargs), rest
 
 
 def _scalar(text: str) -> Scalar:

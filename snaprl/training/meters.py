@@ -1,5 +1,7 @@
 """What a stretch of training came to, as numbers for a report."""
 
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +12,9 @@ class Chunk(NamedTuple):
 
     updates: int
     metrics: dict[str, Any]  # [at least `updates`]  the learner's, per update
-    episodes: dict[str, Any]  # []  sums over the episodes that ended; `episodes` counts them
+    # []  sums over the episodes that ended, which `episodes` counts; of a supervised task, sums
+    # over the `targets`
+    episodes: dict[str, Any]
 
 
 class Divergence(ArithmeticError):
@@ -26,7 +30,8 @@ def report(chunk: Chunk, *, knows_success: bool) -> dict[str, float]:
 
     Returns:
       The learner's metrics, averaged over updates; `episodes`, and, where some ended, the averages
-      `episode_return`, `episode_length` and `success` over them.
+      `episode_return`, `episode_length` and `success` over them. Of a supervised task, what
+      `of_targets` gives, and the curriculum's `level` at the end.
     """
     numbers = {
         name: float(np.mean(values[: chunk.updates], dtype=np.float64))
@@ -35,12 +40,33 @@ def report(chunk: Chunk, *, knows_success: bool) -> dict[str, float]:
     gaps = chunk.metrics.get("gaps")
     if gaps is not None:
         numbers["gaps"] = float(np.sum(gaps[: chunk.updates]))
+    if "level" in chunk.metrics:
+        numbers["level"] = float(chunk.metrics["level"][chunk.updates - 1])
+    if "targets" in chunk.episodes:
+        del numbers["loss"]  # which counts updates alike, whether they had many targets or none
+        return numbers | of_targets(chunk.episodes)
     count = float(chunk.episodes["episodes"])
     numbers["episodes"] = count
     for name in ("episode_return", "episode_length", "success"):
         if count and (name != "success" or knows_success):
             numbers[name] = float(chunk.episodes[name]) / count
     return numbers
+
+
+def of_targets(sums: Mapping[str, Any]) -> dict[str, float]:
+    """Averages over targets: `loss`, and for symbols `bits_per_char` and `accuracy`.
+
+    Args:
+      sums: `targets`, `error` in nats or squared, and for symbols `correct`.
+    """
+    targets = float(sums["targets"])
+    if not targets:
+        return {}
+    loss = float(sums["error"]) / targets
+    if "correct" not in sums:
+        return {"loss": loss}
+    accuracy = float(sums["correct"]) / targets
+    return {"loss": loss, "bits_per_char": loss / math.log(2), "accuracy": accuracy}
 
 
 def check_finite(chunk: Chunk, *, first_update: int, steps_per_update: int) -> None:

@@ -18,6 +18,15 @@ def optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransforma
       config: which.
       updates: steps of the whole training, over which the schedule goes.
     """
+    schedule = learning_rate(config, updates)
+    parts = [optax.clip_by_global_norm(config.max_grad_norm), optax.adam(schedule)]
+    if config.rates != RatesConfig():
+        parts.append(scale_parts(dataclasses.asdict(config.rates)))
+    return optax.chain(*parts)
+
+
+def learning_rate(config: OptimizerConfig, updates: int) -> optax.Schedule:
+    """The config's schedule over `updates` updates."""
     peak = config.learning_rate
     end = peak * config.final_learning_rate_fraction
     warmup = int(updates * config.warmup_fraction)
@@ -33,10 +42,7 @@ def optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransforma
     if warmup:
         rise = optax.linear_schedule(0.0, peak, warmup)
         schedule = optax.join_schedules([rise, schedule], [warmup])
-    parts = [optax.clip_by_global_norm(config.max_grad_norm), optax.adam(schedule)]
-    if config.rates != RatesConfig():
-        parts.append(scale_parts(dataclasses.asdict(config.rates)))
-    return optax.chain(*parts)
+    return schedule
 
 
 def scale_parts(factors: Mapping[str, float]) -> optax.GradientTransformation:

@@ -38,6 +38,10 @@ _PLAIN = {  # name -> method of snaprl.cores without arguments
 }
 _NUMBERED = {"snap": r"0|[1-9]\d*", "ok_rtrl": r"[1-9]\d*"}  # its order, its rank
 _TAIL = r"snap[1-9]\d*|rtrl|rflo|eprop"
+OPTIMIZERS = (  # of optax, by its names
+    *("adabelief", "adadelta", "adagrad", "adam", "adamax", "adamw", "lamb", "lion", "nadam"),
+    *("nadamw", "novograd", "radam", "rmsprop", "sgd", "yogi"),
+)
 METHODS = ("snap1", "ok_rtrl4", *_PLAIN, "bptt+snap1", "bptt+rtrl")  # any order: snap2, ...
 
 
@@ -111,6 +115,16 @@ def parse_method(text: str) -> MethodName:
 def check_method(text: str) -> None:
     """Refuses a gradient method that is not known; raises UserError as `parse_method` does."""
     parse_method(text)
+
+
+def check_optimizer(name: str) -> None:
+    """Refuses an optimiser that is not known.
+
+    Raises:
+        UserError: The sentence names the nearest known one, or all of them.
+    """
+    if name not in OPTIMIZERS:
+        raise UserError(f"there is no optimiser '{name}': {suggest(name, OPTIMIZERS)}")
 
 
 def make_method(text: str) -> "GradientMethod":

@@ -14,11 +14,12 @@ from snaprl.training.runs import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DEFAULT_METRICS = ("success", "episode_return", "loss")
+DEFAULT_METRICS = ("success", "episode_return", "level", "bits_per_char", "loss")
 METRIC_WORDS = {
     "success": "success rate",
     "eval_success": "success rate, evaluated",
     "bits_per_char": "bits per character",
+    "level": "length of strings, L",
 }
 MAX_POINTS = 200  # of a line; more than these are averaged, for the eye sees no more
 
@@ -40,8 +41,7 @@ def plot(
         folders: The runs' folders.
         output: Where to write; the ending may be `.png`, `.svg` or none, both are written. By
             default `curve` in the run's folder, or `curves` beside the folders of several.
-        metric: What to draw; by default success where a run has it, or else the return of an
-            episode, or else the loss.
+        metric: What to draw; by default the first of `DEFAULT_METRICS` that a run reports.
         labels: What to call the runs, one for each; equal labels make one line. By default what
             differs between the runs' configs.
         chance: Height of a line to compare with, drawn as chance level.
@@ -58,7 +58,8 @@ def plot(
     groups = runs.group(found) if labels is None else _under(labels, found)
     metric = _choose(metric, found)
     curves = {name: _curve(name, members, metric) for name, members in groups.items()}
-    tokens = any("bits_per_char" in row for row in found[0].rows)
+    tokens = "task.name" in found[0].settings
+    tokens |= any("bits_per_char" in row for row in found[0].rows)  # of a run without its config
     drawing = figure.draw(
         curves,
         title=_title(found),
@@ -124,10 +125,10 @@ def _line(run: Run, metric: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _title(found: Sequence[Run]) -> str:
-    """The environment, with those of its arguments that all runs share."""
+    """The environment or task, with those of its arguments that all runs share."""
     first = found[0].settings
     shared = [key for key in first if all(run.settings.get(key) == first[key] for run in found)]
-    return runs.label(first, [key for key in shared if key.startswith("env.")])
+    return runs.label(first, [key for key in shared if key.startswith(("env.", "task."))])
 
 
 def _stem(folders: Sequence[Path], output: Path | None) -> Path:

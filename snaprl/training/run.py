@@ -1,37 +1,36 @@
 """A run: a folder in which a config becomes a trained agent."""
 
-import importlib.metadata
 import json
-import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 
-from snaprl.training import meters, sinks
+from snaprl.training import meters, provenance, sinks
 from snaprl.training import schema as schemas
 from snaprl.training.actors import ActorLoop
 from snaprl.training.build import Built, build, make_engine, make_envs
-from snaprl.training.checkpoints import Checkpoints, Restored
-from snaprl.training.config import dumps, load
+from snaprl.training.checkpoints import Checkpoints, tell_of_damage
+from snaprl.training.config import AnyConfig, dumps, load
 from snaprl.training.device_loop import DeviceLoop
 from snaprl.training.errors import UserError
 from snaprl.training.evaluate import evaluate_on_device, evaluate_on_host
 from snaprl.training.host_envs import HostEnvs
 from snaprl.training.progress import Progress
+from snaprl.training.supervised.schema import SupervisedConfig
 
 PyTree = Any
 # a run that goes on may be told to go further or to say more, not to be another run
 FREE = {"training.steps", "training.report_every", "training.checkpoint_every"}
 FREE |= {"actors.restarts", "actors.patience_s", "actors.ray_address", "actors.ray_cpus"}
 FREE |= {"training.keep_checkpoints", "evaluation.episodes", "evaluation.max_steps"}
+FREE |= {"evaluation.steps"}
 OURS = ("config.toml", "metrics.jsonl", "checkpoints")  # a folder with one of them is no new one
-VERSIONS = ("snaprl", "jax", "jaxlib", "flax", "optax", "rlax", "gymnasium", "numpy")
 
 
 class Loop(Protocol):
@@ -63,6 +62,30 @@ class Loop(Protocol):
         ...
 
 
+class Work(Protocol):
+    """How much there is to do."""
+
+    @property
+    def updates(self) -> int:
+        """Of the whole training."""
+        ...
+
+    @property
+    def updates_per_report(self) -> int:
+        """Between two reports."""
+        ...
+
+    @property
+    def steps_per_update(self) -> int:
+        """Over all streams together."""
+        ...
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What a checkpoint belongs to besides its config, such as a vocabulary."""
+        ...
+
+
 class Run:
     """Trains what a config describes, in a folder of its own.
 
@@ -70,7 +93,7 @@ class Run:
     `versions.json`, and at the end `curve.png`.
     """
 
-    def __init__(self, config: schemas.Config, folder: Path, *, name: str, resume: bool = False):
+    def __init__(self, config: AnyConfig, folder: Path, *, name: str, resume: bool = False):
         """Builds everything, and writes nothing before all of it is known to be sound.
 
         Args:
@@ -91,8 +114,7 @@ class Run:
             )
         if resume and not (folder / "config.toml").exists():
             raise UserError(f"{folder} holds no run to resume: leave --resume out to start one")
-        self._built = build(config)
-        self._loop = make_loop(config, self._built)
+        self._built, self._loop = prepare(config)
         self._checkpoints = Checkpoints(folder / "checkpoints", config.training.keep_checkpoints)
         self._resume = resume
 
@@ -144,25 +166,22 @@ class Run:
         """The state to go on from, the updates that it has seen, and the seconds they took."""
         key = jax.random.key(self.config.seed)
         if not self._resume:
-            versions = {name: _version(name) for name in VERSIONS} | {
-                "python": platform.python_version(),
-                "platform": platform.platform(),
-                "config": self.name,
-            }
+            versions = provenance.now(self.name) | dict(self._built.facts)
             self._write("versions.json", json.dumps(versions, indent=2) + "\n")
             self._write("config.toml", dumps(self.config))
             return self._loop.init(key), 0, 0.0
+        provenance.compare(self.folder, self._built.facts)
         fresh = self._loop.init(key)
         if not self._checkpoints.steps():
             print("snaprl: there is no checkpoint yet, so the run starts again", file=sys.stderr)
             return fresh, 0, 0.0
         restored = self._checkpoints.restore(fresh)
         if restored.damaged:
-            _tell_of_damage(restored)
+            tell_of_damage(restored)
             self._checkpoints.discard(restored.damaged)
         if not self._loop.exact:
             print(
-                f"snaprl: {self.config.env.id} cannot be saved, so its episodes start anew",
+                f"snaprl: {_what(self.config)} cannot be saved, so its episodes start anew",
                 file=sys.stderr,
             )
         self._write("config.toml", dumps(self.config))
@@ -218,6 +237,17 @@ class Run:
             ) from error
 
 
+def prepare(config: AnyConfig) -> tuple[Work, Loop]:
+    """Builds what a config describes, and the loop that trains it."""
+    if isinstance(config, SupervisedConfig):
+        from snaprl.training.supervised import build as supervised
+
+        built = supervised.build(config)
+        return built, supervised.make_loop(config, built)
+    built = build(config)
+    return built, make_loop(config, built)
+
+
 def make_loop(config: schemas.Config, built: Built) -> Loop:
     """The loop that fits the environment."""
     t = config.training
@@ -243,7 +273,7 @@ def make_loop(config: schemas.Config, built: Built) -> Loop:
     )
 
 
-def resumed_config(folder: Path, overrides: list[str], name: str) -> schemas.Config:
+def resumed_config(folder: Path, overrides: list[str], name: str) -> AnyConfig:
     """The config of the run that a folder holds, with what the command line changes.
 
     Raises:
@@ -261,7 +291,7 @@ def resumed_config(folder: Path, overrides: list[str], name: str) -> schemas.Con
                 f"the run in {folder} was made with {key} = {before.get(key)}, not "
                 f"{after.get(key)}: give another --run-dir to train that"
             )
-    made_of = _versions(folder).get("config", name)
+    made_of = provenance.read(folder).get("config", name)
     if name and made_of != name:
         raise UserError(f"the run in {folder} was made from {made_of}, not from {name}")
     return config
@@ -281,6 +311,10 @@ def evaluate(folder: Path, *, episodes: int | None = None, seed: int = 0) -> dic
     if not (folder / "config.toml").exists():
         raise UserError(f"{folder} is no run: there is no config.toml in it")
     config = load(folder / "config.toml")
+    if isinstance(config, SupervisedConfig):
+        from snaprl.training.supervised import measure
+
+        return measure.run(config, folder, episodes=episodes, seed=seed)
     built = build(config)
     loop = make_loop(config, built)
     checkpoints = Checkpoints(folder / "checkpoints")
@@ -290,7 +324,7 @@ def evaluate(folder: Path, *, episodes: int | None = None, seed: int = 0) -> dic
     restored = checkpoints.restore(like)
     loop.close()
     if restored.damaged:
-        _tell_of_damage(restored)
+        tell_of_damage(restored)
     variables = restored.state.learner.variables
     count = episodes or config.evaluation.episodes
     result: dict[str, float] = {"step": restored.step}
@@ -308,6 +342,10 @@ def evaluate(folder: Path, *, episodes: int | None = None, seed: int = 0) -> dic
         result |= {prefix + name: value for name, value in numbers.items()}
     checkpoints.close()
     return result
+
+
+def _what(config: AnyConfig) -> str:
+    return config.task.name if isinstance(config, SupervisedConfig) else config.env.id
 
 
 @contextmanager
@@ -333,19 +371,11 @@ def _interruptible() -> Iterator[list[bool]]:
             signal.signal(number, handler)
 
 
-def _tell_of_damage(restored: Restored) -> None:
-    steps = ", ".join(map(str, restored.damaged))
-    print(
-        f"snaprl: the checkpoint of step {steps} is damaged: using that of step {restored.step}",
-        file=sys.stderr,
-    )
-
-
 def _next(step: int, every: int) -> int:
     return (step // every + 1) * every
 
 
-def _flat(config: schemas.Config) -> dict[str, Any]:
+def _flat(config: AnyConfig) -> dict[str, Any]:
     import dataclasses
 
     flat: dict[str, Any] = {}
@@ -355,17 +385,3 @@ def _flat(config: schemas.Config) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
-
-
-def _versions(folder: Path) -> dict[str, str]:
-    try:
-        return json.loads((folder / "versions.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

@@ -1,7 +1,7 @@
 """Runs, going on or done, read back from their folders and told apart."""
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from snaprl.training import parts, sinks
 from snaprl.training.errors import UserError
 
-METHOD = "agent.method"
+METHODS = ("agent.method", "model.method")  # of an agent, of a supervised run
 UNROLL = "training.unroll"
 UNSEEN = (  # keys that change nothing that is learnt
     "seed",
@@ -23,6 +23,14 @@ CELL_WORDS = {
     "mgu": "MGU",
     "lstm": "LSTM",
     "optimized_lstm": "LSTM (optimized)",
+}
+METHOD_WORDS = {
+    "rtrl": "RTRL",
+    "frozen": "frozen core",
+    "rflo": "RFLO",
+    "eprop": "e-prop",
+    "uoro": "UORO",
+    "kf_rtrl": "KF-RTRL",
 }
 
 
@@ -75,7 +83,7 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
     differing = _differing([members[0].settings for members in groups])
     labelled: dict[str, list[Run]] = {}
     for members in groups:
-        name = label(members[0].settings, differing or [METHOD]) or members[0].folder.name
+        name = label(members[0].settings, differing or METHODS) or members[0].folder.name
         if name in labelled:
             name = f"{name} ({members[0].folder.name})"
         labelled[name] = members
@@ -91,22 +99,27 @@ def _differing(every: Sequence[Mapping[str, Any]]) -> list[str]:
     known = dict.fromkeys(key for settings in every for key in settings)
     keys = [key for key in known if differs(key, every)]
     others = [settings for settings in every if not _says_unroll(settings)]
-    if METHOD in keys and UNROLL in keys and not differs(UNROLL, others):
+    if _method_of(keys) and UNROLL in keys and not differs(UNROLL, others):
         keys.remove(UNROLL)  # only among those whose method says it
     return keys
 
 
 def _says_unroll(settings: Mapping[str, Any]) -> bool:
-    return str(settings.get(METHOD)).startswith("bptt")
+    return str(settings.get(_method_of(settings))).startswith("bptt")
+
+
+def _method_of(keys: Iterable[str]) -> str:
+    """Which of the keys names the gradient method; '' where none does."""
+    return next((key for key in keys if key in METHODS), "")
 
 
 def label(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
     """Says in words what `settings` has under `keys`, such as `SnAp-1, LSTM, length 40`."""
     words = []
-    for key in sorted(keys, key=lambda key: key != METHOD):  # the method first
-        if key == METHOD and key in settings:
+    for key in sorted(keys, key=lambda key: key not in METHODS):  # the method first
+        if key in METHODS and key in settings:
             words.append(method_words(settings[key], settings.get(UNROLL)))
-        elif key == UNROLL and METHOD in keys and _says_unroll(settings):
+        elif key == UNROLL and _method_of(keys) and _says_unroll(settings):
             continue  # has been said with the method
         elif key in settings:
             words.append(_words(key, settings[key]))
@@ -122,10 +135,10 @@ def method_words(method: str, unroll: int | None = None) -> str:
     match name.kind:
         case "snap":
             return f"SnAp-{name.order}"
-        case "rtrl":
-            return "RTRL"
-        case "frozen":
-            return "frozen core"
+        case "ok_rtrl":
+            return f"OK-RTRL (rank {name.order})"
+        case kind if kind in METHOD_WORDS:
+            return METHOD_WORDS[kind]
         case _:
             bptt = f"BPTT (unroll {unroll})" if unroll else "BPTT"
             tail = method.partition("+")[2]
@@ -134,9 +147,9 @@ def method_words(method: str, unroll: int | None = None) -> str:
 
 def _words(key: str, value: Any) -> str:
     name = key.rpartition(".")[2].replace("_", " ")
-    if key == "agent.cell":
+    if key in ("agent.cell", "model.cell"):
         return CELL_WORDS.get(value, str(value))
-    if key in ("env.id", "run"):
+    if key in ("env.id", "task.name", "run"):
         return short_id(value)
     if isinstance(value, bool):
         return name if value else f"no {name}"

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import pytest
 
 from snaprl.training import meters
-from snaprl.training.build import Built, optimizer
+from snaprl.training.build import Built
 from snaprl.training.build import build as built_from
 from snaprl.training.learner import make_learner
+from snaprl.training.optimizers import optimizer
 from snaprl.training.run import make_loop
 from snaprl.training.schema import AgentConfig, Config, EnvConfig, OptimizerConfig, TrainingConfig
 

@@ -35,7 +35,7 @@ def test_every_command_is_one(line):
 
 
 def test_the_table_of_configs_names_what_is_there():
-    named = set(re.findall(r"^\| `((?:tmaze|cartpole)\w*)`", TEXT, re.M)) | {
+    named = set(re.findall(r"^\| `((?:tmaze|cartpole|copy|charlm)\w*)`", TEXT, re.M)) | {
         "tmaze_a20",
         "tmaze_a40",
     }

@@ -51,12 +51,14 @@ def wheel(tmp_path_factory) -> Path:
 def test_the_wheel_holds_the_package_its_types_and_its_configs(wheel):
     names = names_in(wheel)
     code = {str(path.relative_to(ROOT)) for path in (ROOT / "snaprl").rglob("*.py")}
-    configs = {f"snaprl/configs/{path.name}" for path in (ROOT / "configs").glob("*.toml")}
+    found = [path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.toml")]
+    configs = {f"snaprl/configs/{path}" for path in found}
+    text = "snaprl/training/supervised/texts/moby_dick.txt.gz"
     assert {"snaprl/agents/__init__.py", "snaprl/cores/__init__.py"} <= code & names
     assert {"snaprl/envs/__init__.py", "snaprl/training/__init__.py"} <= code & names
     assert configs
     payload = {name for name in names if ".dist-info/" not in name}
-    assert payload == code | configs | {"snaprl/py.typed"}
+    assert payload == code | configs | {"snaprl/py.typed", text}
 
 
 def test_the_sdist_builds_the_same_wheel(wheel, tmp_path):

@@ -93,6 +93,8 @@ def of_run(folder: Path, *, steps: int, streams: int, seed: int) -> Subject:
     if not (folder / "config.toml").exists():
         raise UserError(f"{folder} is no run: there is no config.toml in it")
     config = load(folder / "config.toml")
+    if not isinstance(config, Config):
+        raise UserError(f"{folder} holds a supervised run: only agents' cores are inspected")
     built = build(config)
     variables = _trained(config, built, folder)
     cell, params, mask = _core(config, variables, folder)

@@ -20,6 +20,8 @@ from snaprl.training.schema import (
     EnvConfig,
     TrainingConfig,
 )
+from snaprl.training.supervised import registry
+from snaprl.training.supervised.schema import SupervisedConfig
 from snaprl.training.typed import Named, Within
 
 FILE = """
@@ -54,7 +56,12 @@ def test_missing_keys_take_their_defaults(toml):
     assert config.load(toml("")) == Config()
 
 
-NAMES = {parts.check_cell: [*parts.CELLS], parts.check_method: [*parts.METHODS, "snap12"]}
+NAMES = {
+    parts.check_cell: [*parts.CELLS],
+    parts.check_method: [*parts.METHODS, "snap12"],
+    parts.check_optimizer: parts.OPTIMIZERS,
+    registry.check_task: [*registry.TASKS],
+}
 SCALARS = {
     bool: st.booleans(),
     int: st.integers(),
@@ -92,8 +99,10 @@ def values(annotation: Any) -> st.SearchStrategy[Any]:
     return st.one_of([SCALARS[kind] for kind in arguments or (annotation,)])
 
 
-@given(before=values(Config))
-def test_loading_what_was_dumped_gives_an_equal_config(before: Config, tmp_path: Path):
+@pytest.mark.parametrize("schema", [Config, SupervisedConfig])
+@given(data=st.data())
+def test_loading_what_was_dumped_gives_an_equal_config(schema, data, tmp_path: Path):
+    before = data.draw(values(schema))
     path = tmp_path / "x.toml"
     path.write_text(config.dumps(before), encoding="utf-8", newline="")
     assert config.load(path) == before
@@ -145,6 +154,37 @@ def test_a_flag_replaces_one_value_and_no_other(toml, flags, path, expected):
     for name in path:
         value = value[name]
     assert type(value) is type(expected)
+
+
+SUPERVISED_FLAGS = [
+    (["--method", "bptt"], ("model", "method"), "bptt"),
+    (["--steps", "7"], ("training", "steps"), 7),
+    (["--model.readout", "8", "9"], ("model", "readout"), (8, 9)),
+    (["--optimizer.name", "sgd"], ("optimizer", "name"), "sgd"),
+    (["--task.kwargs.window", "9"], ("task", "kwargs", "window"), 9),
+    (["--task.kwargs.new-key=0.5"], ("task", "kwargs", "new_key"), 0.5),
+]
+
+
+@pytest.mark.parametrize(("flags", "path", "expected"), SUPERVISED_FLAGS, ids=lambda x: str(x))
+def test_a_file_with_a_task_is_supervised_and_has_flags_of_its_own(toml, flags, path, expected):
+    file = toml("[task]\nname = 'copy'\nkwargs = { window = 3 }")
+    before, after = (config.load(file, overrides) for overrides in ([], flags))
+    assert type(before) is type(after) is SupervisedConfig
+    tables = dataclasses.asdict(before)
+    table = tables
+    for name in path[:-1]:
+        table = table[name]
+    table[path[-1]] = expected
+    assert dataclasses.asdict(after) == tables
+
+
+def test_an_unknown_flag_of_a_task_is_named(toml):
+    with pytest.raises(UserError) as caught:
+        config.load(toml("[task]"), ["--model.featurs", "3"])
+    assert str(caught.value) == "unknown flag --model.featurs: did you mean --model.features?"
+    with pytest.raises(UserError, match="unknown key 'task.nam' in .*: did you mean 'task.name'"):
+        config.load(toml("[task]\nnam = 'copy'"))
 
 
 IN_FILE = [

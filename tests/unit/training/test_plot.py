@@ -175,6 +175,8 @@ def test_labels_can_be_given_and_equal_ones_make_one_line(run, drawn):
 
 def test_a_method_of_another_version_keeps_its_name():
     assert runs.method_words("newer-than-we") == "newer-than-we"
+    words = {"uoro": "UORO", "rflo": "RFLO", "kf_rtrl": "KF-RTRL", "ok_rtrl4": "OK-RTRL (rank 4)"}
+    assert {name: runs.method_words(name, 8) for name in words} == words
 
 
 @pytest.mark.parametrize(

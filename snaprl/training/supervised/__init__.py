@@ -1,0 +1,1 @@
+"""Supervised tasks as streams that never have to end, learnt by the learner that trains agents."""

@@ -1,0 +1,142 @@
+"""Handwritten digits, one pixel at a time: scikit-learn's, or MNIST from a path.
+
+Reference: Le, Jaitly, Hinton, "A simple way to initialize recurrent networks of rectified linear
+units", 2015 (arXiv 1504.00941), for the pixel-by-pixel task.
+"""
+
+import gzip
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from snaprl.training.errors import UserError
+from snaprl.training.supervised.types import Array, Exam, Numbers, Piece, PyTree, Symbols, Task
+
+IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte") + (
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+class Images(NamedTuple):
+    """Digits and what they are."""
+
+    pixels: Any  # [n, P] float32, from 0 to 1
+    labels: Any  # [n] int32
+
+
+class Reading(NamedTuple):
+    """Where streams stand."""
+
+    image: Array  # [B] int32
+    pixel: Array  # [B] int32  that is read next
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Tells a digit from its pixels, which are read one by one, row by row; due at the last one.
+
+    Streams go through the images in a fixed order, each from another place on.
+
+    Attributes:
+      path: a folder with MNIST's four files, gzipped or not, or an `.npz` with `x_train`,
+        `y_train`, `x_test`, `y_test`; '' for the 1797 digits of 8 x 8 pixels that scikit-learn
+        brings, of which every fifth is for the test.
+    """
+
+    path: str = ""
+
+    def make(self) -> Task:
+        """The task as pure functions.
+
+        Raises:
+          UserError: the path leads to no digits, or scikit-learn is not installed.
+        """
+        train, test = _read(Path(self.path)) if self.path else _scikit_learn()
+        pixels = train.pixels.shape[1]
+        # as many streams as share the images evenly, so that each is seen once
+        streams = max(k for k in range(1, 129) if len(test.labels) % k == 0)
+        share = np.bincount(test.labels, minlength=10).max() / len(test.labels)
+        return Task(
+            inputs=Numbers(1),
+            targets=Symbols(10),
+            data=train,
+            init=_init,
+            draw=_draw,
+            exams={"test": Exam(test, streams, len(test.labels) // streams * pixels)},
+            references=lambda: {
+                "chance.bits_per_char": float(np.log2(10)),
+                "chance.accuracy": float(share),
+            },
+        )
+
+
+def _init(data: Images, key: Array, streams: int) -> Reading:
+    del key
+    starts = [b * len(data.labels) // streams for b in range(streams)]
+    return Reading(jnp.array(starts, jnp.int32), jnp.zeros(streams, jnp.int32))
+
+
+def _draw(data: Images, reading: Reading, shared: PyTree, steps: int) -> tuple[Reading, Piece]:
+    del shared
+    count, size = data.pixels.shape
+    ahead = reading.pixel[None] + jnp.arange(steps + 1, dtype=jnp.int32)[:, None]
+    image, pixel = (reading.image[None] + ahead // size) % count, ahead % size
+    piece = Piece(
+        inputs=data.pixels[image[:-1], pixel[:-1]][..., None],
+        targets=data.labels[image[:-1]][..., None],
+        mask=pixel[:-1] == size - 1,
+        first=pixel[:-1] == 0,
+    )
+    return Reading(image[-1], pixel[-1]), piece
+
+
+def _scikit_learn() -> tuple[Images, Images]:
+    try:
+        from sklearn.datasets import load_digits  # type: ignore
+    except ModuleNotFoundError:
+        raise UserError(
+            "the 8 x 8 digits come with scikit-learn: pip install scikit-learn, or name MNIST's "
+            "files by task.kwargs.path"
+        ) from None
+    found = load_digits()
+    test = np.arange(len(found.target)) % 5 == 4
+    train, test = (_images(found.data[part], found.target[part], 16) for part in (~test, test))
+    return train, test
+
+
+def _read(path: Path) -> tuple[Images, Images]:
+    """MNIST, or anything of its form."""
+    try:
+        if path.suffix == ".npz":
+            with np.load(path) as held:
+                arrays = [held[f"{kind}_{part}"] for part in ("train", "test") for kind in "xy"]
+        else:
+            arrays = [_idx(path / name) for name in IDX]
+    except (OSError, EOFError, KeyError, ValueError, struct.error) as error:
+        raise UserError(
+            f"{path} holds no digits ({error}): task.kwargs.path must lead to an .npz or to a "
+            f"folder with {', '.join(IDX)}"
+        ) from None
+    x_train, y_train, x_test, y_test = arrays
+    return _images(x_train, y_train, 255), _images(x_test, y_test, 255)
+
+
+def _idx(path: Path) -> np.ndarray:
+    """A file of MNIST's own format: two zeros, the type (8: bytes), the number of axes, sizes."""
+    packed = path.with_name(path.name + ".gz")
+    content = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+    zeros, kind, axes = struct.unpack_from(">HBB", content)
+    if zeros or kind != 8:
+        raise ValueError(f"{path.name} does not begin as MNIST's files do")
+    shape = struct.unpack_from(f">{axes}I", content, 4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+
+
+def _images(pixels: np.ndarray, labels: np.ndarray, scale: float) -> Images:
+    flat = pixels.reshape(len(pixels), -1).astype(np.float32) / scale
+    return Images(flat, labels.astype(np.int32))

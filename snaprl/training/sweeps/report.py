@@ -1,0 +1,240 @@
+"""`snaprl report`: what came of the runs in a folder, as a page fit to be shown."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from snaprl.training import progress, provenance, runs
+from snaprl.training.errors import UserError
+from snaprl.training.plot import plot
+from snaprl.training.runs import Run
+from snaprl.training.sweeps import plan as plans
+from snaprl.training.sweeps.command import CONFIGS, SWEEP
+from snaprl.training.sweeps.page import (
+    Block,
+    Heading,
+    Picture,
+    Table,
+    Words,
+    as_html,
+    markdown,
+)
+from snaprl.training.sweeps.plan import Plan
+from snaprl.training.sweeps.worker import MEASURED
+
+METRICS = {  # that a table may show, the most telling first, and how they are called
+    "level": "L reached",
+    "eval_test_bits_per_char": "test, bits/char",
+    "eval_valid_bits_per_char": "valid, bits/char",
+    "eval_test_accuracy": "test accuracy",
+    "eval_bits_per_char": "evaluated, bits/char",
+    "eval_accuracy": "evaluated accuracy",
+    "eval_success": "evaluated success",
+    "eval_episode_return": "evaluated return",
+    "success": "success",
+    "episode_return": "return",
+    "bits_per_char": "training, bits/char",
+    "eval_loss": "evaluated loss",
+    "loss": "training loss",
+}
+SHOWN = 3  # of these, at most
+MAX_LINES = 12  # in a figure
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Runs that differ by the seed alone."""
+
+    name: str
+    members: Sequence[Run]
+    numbers: Sequence[Mapping[str, float]]  # of each: its last report, and its evaluation
+
+    def values(self, metric: str) -> list[float]:
+        """Of the seeds that have it."""
+        found = (one.get(metric) for one in self.numbers)
+        return [float(value) for value in found if isinstance(value, int | float)]
+
+    def mean(self, metric: str) -> float:
+        """Over seeds; not a number where none has it."""
+        return float(np.mean(self.values(metric) or [np.nan]))
+
+
+def report(folder: Path, output: Path | None = None) -> list[Path]:
+    """Writes `report.md` and `report.html`, and the figures that they show.
+
+    Args:
+        folder: Of a sweep, or any folder with runs in it.
+        output: Where the page goes; by default into that folder.
+
+    Returns:
+        The two files.
+
+    Raises:
+        UserError: There is no run in the folder, or the page cannot be written.
+    """
+    plan = plans.read(folder / SWEEP, folder) if (folder / SWEEP).is_file() else None
+    entries = _entries(folder, plan)
+    output = output or folder
+    title = plan.title if plan else f"Runs in {folder.name}"
+    blocks = [Heading(title, 1), *_blocks(entries, plan, output)]
+    files = [output / "report.md", output / "report.html"]
+    try:
+        files[0].write_text(markdown(blocks), encoding="utf-8")
+        files[1].write_text(as_html(blocks, title), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{output} cannot be written ({error.strerror}): name another") from error
+    return files
+
+
+def _entries(folder: Path, plan: Plan | None) -> list[Entry]:
+    """The runs in a folder, seeds taken together; those of a sweep in its order."""
+    found = [run for path in sorted(folder.rglob("metrics.jsonl")) for run in _read(path.parent)]
+    if not found:
+        raise UserError(f"there is no run with a report in {folder}: name a folder that holds runs")
+    if plan:
+        names = {job.folder.resolve(): job.name for job in plan.jobs}
+        groups: dict[str, list[Run]] = {job.name: [] for job in plan.jobs}
+        for run in found:
+            if run.folder.resolve() in names:
+                groups[names[run.folder.resolve()]].append(run)
+    else:
+        groups = runs.group(found)
+    return [
+        Entry(name, members, [_numbers(run) for run in members])
+        for name, members in groups.items()
+        if members
+    ]
+
+
+def _read(folder: Path) -> Iterator[Run]:
+    try:
+        yield runs.read(folder)
+    except UserError:  # it has not reported yet
+        return
+
+
+def _numbers(run: Run) -> dict[str, Any]:
+    """The last report, the evaluation, and the median speed."""
+    speeds = [row["steps_per_s"] for row in run.rows if row.get("steps_per_s")]
+    try:
+        measured = json.loads((run.folder / MEASURED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        measured = {}
+    return {**run.rows[-1], **measured, "steps_per_s": float(np.median(speeds or [np.nan]))}
+
+
+def _blocks(entries: Sequence[Entry], plan: Plan | None, output: Path) -> Iterator[Block]:
+    metrics = _metrics(entries, plan)
+    chosen = list(entries)
+    if plan and plan.metric and len(plan.bases) > len({*plan.bases.values()}):
+        chosen = _best(entries, plan)
+        yield Words(
+            f"The best of each grid by `{plan.metric}`, {'highest' if plan.highest else 'lowest'} "
+            "mean; all of it stands below."
+        )
+    yield _table(chosen, metrics)
+    yield Words(
+        "Mean over seeds, and from the lowest to the highest. Wall time and speed are those of one "
+        "run; others ran beside it."
+    )
+    yield from _references(entries)
+    yield from _figure(chosen[:MAX_LINES], output)
+    if len(chosen) < len(entries):
+        yield Heading("All runs")
+        yield _table(entries, metrics)
+    yield Heading("How it was made")
+    yield _origins(entries, plan)
+    if plan:
+        yield Words(
+            f"Paths are those of the sweep's folder; `snaprl sweep {SWEEP}` makes all of it."
+        )
+    missing = _missing(entries, plan)
+    if missing:
+        yield Words(f"Not there yet: {', '.join(missing)}.")
+
+
+def _metrics(entries: Sequence[Entry], plan: Plan | None) -> list[str]:
+    known = [m for m in METRICS if any(entry.values(m) for entry in entries)]
+    first = [plan.metric] if plan and plan.metric else []
+    return [*first, *(m for m in known if m not in first)][:SHOWN]
+
+
+def _best(entries: Sequence[Entry], plan: Plan) -> list[Entry]:
+    """Of the entries that differ by the grid alone, the one whose mean is best."""
+    best: dict[str, Entry] = {}
+    for entry in entries:
+        base = plan.bases[entry.name]
+        now, then = (_rank(e, plan) for e in (entry, best.get(base)))
+        if base not in best or now > then:
+            best[base] = entry
+    return list(best.values())
+
+
+def _rank(entry: Entry | None, plan: Plan) -> float:
+    mean = entry.mean(plan.metric or "loss") if entry else np.nan
+    return -np.inf if np.isnan(mean) else mean if plan.highest else -mean
+
+
+def _table(entries: Sequence[Entry], metrics: Sequence[str]) -> Table:
+    names = ["run", "seeds", *(METRICS.get(m, m) for m in metrics)]
+    names += ["steps", "steps/s", "wall time", "parameters"]
+    rows = []
+    for entry in entries:
+        parameters = entry.values("parameters")
+        row = [entry.name, str(len(entry.members)), *(_spread(entry.values(m)) for m in metrics)]
+        row += [progress.number(entry.mean("step")), progress.number(entry.mean("steps_per_s"))]
+        row += [progress.duration(entry.mean("wall_s"))]
+        rows.append([*row, f"{parameters[0]:,.0f}" if parameters else ""])
+    return Table(names, rows)
+
+
+def _spread(values: Sequence[float]) -> str:
+    """`2.31 (2.30 to 2.33)`."""
+    if not values:
+        return "-"
+    mean, low, high = (f"{x:.4g}" for x in (np.mean(values), min(values), max(values)))
+    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
+
+
+def _references(entries: Sequence[Entry]) -> Iterator[Words]:
+    found = {
+        key.removeprefix("reference_"): value
+        for entry in entries
+        for one in entry.numbers
+        for key, value in one.items()
+        if key.startswith("reference_")
+    }
+    if found:
+        words = (f"{key.replace('.', ', ')} {value:.4g}" for key, value in found.items())
+        yield Words(f"To compare with: {'; '.join(words)}.")
+
+
+def _figure(entries: Sequence[Entry], output: Path) -> Iterator[Picture]:
+    folders = [run.folder for entry in entries for run in entry.members]
+    labels = [entry.name for entry in entries for _ in entry.members]
+    png, _ = plot(folders, output / "curves", labels=labels)
+    yield Picture(png, "Learning curves")
+
+
+def _origins(entries: Sequence[Entry], plan: Plan | None) -> Table:
+    """With which commit and command each was made."""
+    rows = []
+    for entry in entries:
+        made = [provenance.read(run.folder) for run in entry.members]
+        commits = ", ".join(sorted({one.get("commit", "") for one in made} - {""}))
+        command = made[0].get("command", "")
+        if plan:  # in place of that of the sweep's own process
+            seed = next(job.seed for job in plan.jobs if job.name == entry.name)
+            command = f"snaprl train {CONFIGS}/{entry.name}.toml --seed {seed}"
+        rows.append([entry.name, f"`{commits}`" if commits else "", f"`{command}`"])
+    return Table(["run", "commit", "command (of the first seed)"], rows)
+
+
+def _missing(entries: Sequence[Entry], plan: Plan | None) -> list[str]:
+    there = {run.folder.resolve() for entry in entries for run in entry.members}
+    jobs = plan.jobs if plan else ()
+    return [f"{job.name}, seed {job.seed}" for job in jobs if job.folder.resolve() not in there]

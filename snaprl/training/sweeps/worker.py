@@ -1,0 +1,53 @@
+"""One run of a sweep, in a process of its own: trained or gone on with, and then measured."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from snaprl.training.errors import UserError
+
+MEASURED = "evaluation.json"  # in a run's folder, once it is done
+STOPPED = 130  # exit code of a run that was asked to stop
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Trains and measures one run; its exit codes are those of the command."""
+    parser = argparse.ArgumentParser(prog="snaprl sweep's worker")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--cores", type=int, nargs="*", help="the only ones to use")
+    known = parser.parse_args(arguments)
+    if known.cores:  # before anything asks how many there are
+        os.sched_setaffinity(0, known.cores)
+    try:
+        return _work(known.config, known.run_dir, known.seed)
+    except UserError as error:
+        print(f"snaprl: {error}", file=sys.stderr)
+        return 2
+
+
+def _work(path: Path, folder: Path, seed: int) -> int:
+    from snaprl.training import cli, config
+    from snaprl.training.plot import plot
+    from snaprl.training.run import Run, evaluate
+
+    cli._prepare_jax()
+    loaded = config.load(path, ["--seed", str(seed)])
+    resume = (folder / "config.toml").exists()
+    report = Run(loaded, folder, name=path.stem, resume=resume).train()
+    if report["step"] < loaded.training.steps:
+        return STOPPED
+    result = evaluate(folder)
+    plot([folder])
+    new = folder / f"{MEASURED}.new"
+    new.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    new.replace(folder / MEASURED)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

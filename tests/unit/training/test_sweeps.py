@@ -1,0 +1,207 @@
+"""Sweeps and their pages: what is planned, what is refused, what is told."""
+
+import json
+import re
+
+import pytest
+
+from snaprl.training import config as configs
+from snaprl.training.errors import UserError
+from snaprl.training.sweeps import page, plan
+from snaprl.training.sweeps.page import Heading, Picture, Table, Words
+from snaprl.training.sweeps.report import report
+
+SWEEP = """
+config = "copy"
+seeds = [3, 5]
+title = "A sweep"
+metric = "level"
+goal = "highest"
+[all]
+training.steps = 1000
+model.features = 8
+[grid]
+optimizer.learning_rate = [0.1, 0.2]
+training.unroll = [1, 2]
+[[run]]
+name = "one"
+model.method = "bptt"
+[[run]]
+name = "two"
+model = { method = "uoro", features = 9 }
+"""
+
+
+@pytest.fixture
+def read(tmp_path):
+    def from_text(text: str) -> plan.Plan:
+        path = tmp_path / "s.toml"
+        path.write_text(text, encoding="utf-8")
+        return plan.read(path, tmp_path / "runs")
+
+    return from_text
+
+
+def test_a_sweep_is_runs_times_grid_times_seeds(read, tmp_path):
+    found = read(SWEEP)
+    assert (found.title, found.metric, found.highest) == ("A sweep", "level", True)
+    assert len(found.jobs) == 2 * 4 * 2
+    job = found.jobs[-1]
+    assert (job.name, job.base, job.seed) == ("two-learning_rate=0.2-unroll=2", "two", 5)
+    assert job.folder == tmp_path / "runs" / "two-learning_rate=0.2-unroll=2-5"
+    c = job.config
+    assert (c.seed, c.training.steps, c.model.method, c.model.features) == (5, 1000, "uoro", 9)
+    assert (c.optimizer.learning_rate, c.training.unroll) == (0.2, 2)
+    assert c.training.streams == configs.load("copy").training.streams  # the rest is as it was
+    assert found.jobs[0].config.model.features == 8
+    assert len({(j.name, j.seed) for j in found.jobs}) == 16
+    assert set(found.bases.values()) == {"one", "two"}
+
+
+def test_a_config_beside_the_sweep_is_found(read, tmp_path):
+    (tmp_path / "mine.toml").write_text("[task]\n[model]\nfeatures = 3")
+    found = read("config = 'mine.toml'\n[[run]]\nname = 'x'")
+    assert [job.config.model.features for job in found.jobs] == [3]
+    assert [job.seed for job in found.jobs] == [0]
+
+
+def test_tables_are_merged_and_values_replaced():
+    before = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    news = {"a": {"c": {"f": 4}}, "e": {"g": 5}}
+    assert plan.merge(before, news) == {"a": {"b": 1, "c": {"d": 2, "f": 4}}, "e": {"g": 5}}
+    assert before == {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+
+
+RUN = "config = 'copy'\n[[run]]\nname = 'x'\n"
+WRONG = {
+    "key": (f"sedes = [1]\n{RUN}", "unknown key 'sedes' in {}: did you mean 'seeds'"),
+    "nothing": ("", "{} has no 'config': a sweep needs one config and its runs"),
+    "no runs": ("config = 'copy'", "{} has no 'run': "),
+    "config": (RUN.replace("copy", "copi"), "there is no config 'copi': did you mean 'copy'"),
+    "type": (f"title = 3\n{RUN}", "'title' in {} must be a string, not 3"),
+    "seeds": (
+        f"seeds = [1, 1]\n{RUN}",
+        "'seeds' in {} must be different whole numbers, not [1, 1]",
+    ),
+    "goal": (f"goal = 'up'\n{RUN}", "'goal' in {} must be 'lowest' or 'highest', not up"),
+    "grid": (f"{RUN}[grid]\nseed = 3", "'grid.seed' in {} must be a list of values, not 3"),
+    "name": (RUN.replace("'x'", "'a/b'"), "every [[run]] in {} needs a name of letters, digits"),
+    "no name": ("config = 'copy'\n[[run]]\nseed = 1", "every [[run]] in {} needs a name"),
+    "twice": (f"{RUN}[[run]]\nname = 'x'", "two runs in {} are called 'x': give each its own name"),
+    "key of a run": (
+        f"{RUN}model.methd = 'bptt'",
+        "unknown key 'model.methd' in {}, run 'x': did you mean 'model.method'?",
+    ),
+    "value of a run": (
+        f"{RUN}[grid]\ntraining.unroll = [0]",
+        "'training.unroll' in {}, run 'x-unroll=0' must be at least 1, not 0",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "sentence"), WRONG.values(), ids=WRONG)
+def test_a_wrong_sweep_is_refused(read, tmp_path, text, sentence):
+    with pytest.raises(UserError) as caught:
+        read(text)
+    assert str(caught.value).startswith(sentence.format(tmp_path / "s.toml"))
+
+
+def test_sweeps_are_found_by_name():
+    known = configs.shipped("paper")
+    assert known
+    for name, path in known.items():
+        assert plan.find(name) == path
+    with pytest.raises(UserError, match="there is no sweep 'copyy': did you mean 'copy"):
+        plan.find("copyy")
+
+
+@pytest.mark.parametrize("name", configs.shipped("paper"))
+def test_the_sweeps_that_come_along_are_sound(name, tmp_path):
+    found = plan.read(plan.find(name), tmp_path)
+    assert found.jobs
+    assert found.title
+
+
+# ---- pages -----------------------------------------------------------------------------------
+
+
+def test_a_page_as_markdown_and_as_html(tmp_path):
+    svg = "<?xml version='1.0'?>\n<svg><text>a curve</text></svg>"
+    (tmp_path / "curve.svg").write_text(svg)
+    blocks = [
+        Heading("Title & more", 1),
+        Words("Made by `a < b` and **bold**."),
+        Table(["run", "x|y"], [["a", "1"], ["b", "2"]]),
+        Picture(tmp_path / "curve.png", "curves"),
+    ]
+    assert page.markdown(blocks) == (
+        "# Title & more\n\nMade by `a < b` and **bold**.\n\n"
+        "| run | x\\|y |\n| --- | --- |\n| a | 1 |\n| b | 2 |\n\n![curves](curve.png)\n"
+    )
+    text = page.as_html(blocks, "Title & more")
+    assert "<h1>Title &amp; more</h1>" in text
+    assert "<code>a &lt; b</code> and <b>bold</b>" in text
+    assert "<td>b</td><td>2</td>" in text
+    assert "<svg><text>a curve</text></svg>" in text
+    assert "<?xml" not in text
+
+
+def made_up_run(folder, *, seed, rate, level, steps=1000, measured=None):
+    folder.mkdir(parents=True)
+    rows = [
+        {"step": k, "wall_s": k / 100, "steps_per_s": 100.0, "level": lev, "bits_per_char": 0.5}
+        for k, lev in ((steps // 2, 1), (steps, level))
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tables = {"seed": seed, "optimizer": {"learning_rate": rate}}
+    import tomli_w
+
+    (folder / "config.toml").write_text(tomli_w.dumps(tables | {"task": {"name": "copy"}}))
+    made = {"commit": "abc123", "command": "snaprl train copy"}
+    (folder / "versions.json").write_text(json.dumps(made))
+    if measured:
+        (folder / "evaluation.json").write_text(json.dumps(measured))
+
+
+def test_a_report_tells_mean_spread_seeds_and_origin(tmp_path):
+    for seed, level in ((0, 4), (1, 7)):
+        measured = {"step": 1000, "parameters": 12345, "reference_chance.bits_per_char": 1.0}
+        made_up_run(tmp_path / f"a{seed}", seed=seed, rate=0.1, level=level, measured=measured)
+    made_up_run(tmp_path / "b", seed=0, rate=0.2, level=9)
+    files = report(tmp_path)
+    text = files[0].read_text()
+    assert [f.name for f in files] == ["report.md", "report.html"]
+    first = (
+        "| learning rate 0.1 | 2 | 5.5 (4 to 7) | 0.5 (0.5 to 0.5) | 1.00k | 100 | 0:10 | 12,345 |"
+    )
+    assert first in text
+    assert "| learning rate 0.2 | 1 | 9 | 0.5 | 1.00k | 100 | 0:10 |  |" in text
+    assert "To compare with: chance, bits_per_char 1." in text
+    assert "| learning rate 0.1 | `abc123` | `snaprl train copy` |" in text
+    assert "<svg" in files[1].read_text()
+    assert (tmp_path / "curves.png").is_file()
+    with pytest.raises(UserError, match="there is no run with a report in"):
+        report(tmp_path / "nowhere")
+
+
+def test_a_report_of_a_sweep_picks_the_best_of_a_grid_and_names_what_is_missing(tmp_path):
+    text = """
+config = "copy"
+metric = "level"
+goal = "GOAL"
+title = "Rates"
+[grid]
+optimizer.learning_rate = [0.1, 0.2, 0.3]
+[[run]]
+name = "x"
+"""
+    for rate, level in ((0.1, 4), (0.2, 7)):
+        made_up_run(tmp_path / f"x-learning_rate={rate}-0", seed=0, rate=rate, level=level)
+    for goal, best in (("highest", 0.2), ("lowest", 0.1)):
+        (tmp_path / "sweep.toml").write_text(text.replace("GOAL", goal))
+        told = report(tmp_path)[0].read_text()
+        assert told.startswith("# Rates\n")
+        summary, _, everything = told.partition("## All runs")
+        assert re.findall(r"\| x-learning_rate=([\d.]+) \| 1 \|", summary) == [str(best)]
+        assert len(re.findall(r"\| x-learning_rate=[\d.]+ \| 1 \|", everything)) == 2
+        assert "Not there yet: x-learning_rate=0.3, seed 0." in told
