@@ -1,7 +1,8 @@
 """Streams one after the other, or side by side.
 
 On a CPU a stream's influence should stay in the caches while it is worked on, and should be written
-back where it was: a whole new copy costs three times the update. An accelerator takes all at once.
+back where it was: a whole new copy costs three times the update. An accelerator takes all at once,
+and so do several devices, over which streams may be spread.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from snaprl.cores.types import PyTree
 
 
 def _side_by_side() -> bool:
-    return jax.default_backend() != "cpu"
+    return jax.default_backend() != "cpu" or jax.device_count() > 1
 
 
 def update(advance: Callable[[Any, Any], Any], state: PyTree, inputs: PyTree) -> PyTree:
