@@ -128,7 +128,7 @@ def _title(found: Sequence[Run]) -> str:
     """The environment or task, with those of its arguments that all runs share."""
     first = found[0].settings
     shared = [key for key in first if all(run.settings.get(key) == first[key] for run in found)]
-    return runs.label(first, [key for key in shared if key.startswith(("env.", "task."))])
+    return runs.label(first, [key for key in runs.environment(first) if key in shared])
 
 
 def _stem(folders: Sequence[Path], output: Path | None) -> Path:

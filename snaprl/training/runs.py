@@ -23,7 +23,14 @@ CELL_WORDS = {
     "mgu": "MGU",
     "lstm": "LSTM",
     "optimized_lstm": "LSTM (optimized)",
+    "layer_norm_gru": "layer-norm GRU",
+    "layer_norm_lstm": "layer-norm LSTM",
+    "indrnn": "IndRNN",
+    "elstm": "eLSTM",
+    "lru": "LRU",
+    "rtu": "RTU",
 }
+UNSAID = {"env.wrappers": []}  # what is not worth a word where all runs have it
 METHOD_WORDS = {
     "rtrl": "RTRL",
     "frozen": "frozen core",
@@ -156,6 +163,12 @@ def _words(key: str, value: Any) -> str:
     if isinstance(value, list):
         return f"{name} {'-'.join(map(str, value))}" if value else f"no {name}"
     return f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
+
+
+def environment(settings: Mapping[str, Any]) -> list[str]:
+    """The keys that say what was learnt, an agent's environment or a supervised task."""
+    told = [key for key in settings if key.startswith(("env.", "task."))]
+    return [key for key in told if key not in UNSAID or settings[key] != UNSAID[key]]
 
 
 def short_id(env: str) -> str:

@@ -101,7 +101,7 @@ def of_run(folder: Path, *, steps: int, streams: int, seed: int) -> Subject:
     key = jax.random.key(seed)
     xs, resets = stream.seen(config, built, variables, steps=steps, streams=streams, key=key)
     settings = runs.read(folder).settings
-    env = sorted(name for name in settings if name.startswith("env."))
+    env = sorted(runs.environment(settings))
     words = [runs.label(settings, [*env, "agent.cell"]), f"{config.agent.features} units"]
     words += [f"fan-in {config.agent.fan_in}"] if config.agent.fan_in else []
     return Subject(", ".join(words), cell, params, mask, xs, resets)

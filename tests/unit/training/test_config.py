@@ -194,7 +194,7 @@ IN_FILE = [
     (
         "zork = 1",
         "unknown key 'zork' in {}: known here: seed, env, agent, loss, optimizer, training, "
-        "evaluation",
+        "actors, evaluation",
     ),
     ("agent.features = 'a'", "'agent.features' in {} must be a whole number, not 'a'"),
     ("agent.features = true", "'agent.features' in {} must be a whole number, not true"),
