@@ -110,3 +110,21 @@ def test_acting_is_a_segment_of_one_step():
     np.testing.assert_allclose(y, ys[0], rtol=1e-12)
     for one, other in zip(acted, after, strict=True):
         np.testing.assert_allclose(ravel_pytree(one.hidden)[0], ravel_pytree(other.hidden)[0])
+
+
+def test_each_layer_has_its_own_mask():
+    cells = nn.SimpleCell(3), nn.SimpleCell(4)
+    masks = {"h": {"kernel": np.eye(3)}}, None
+    stack = OnlineStack(cells, SnAp(order=1), masks=masks)
+    carry = stack.initialize_carry(jax.random.key(0), (2, 5))
+    xs = jax.random.normal(jax.random.key(1), (6, 2, 5))
+    variables = stack.init(jax.random.key(2), carry, xs)
+    kernel = variables["params"]["layers_0"]["cell"]["h"]["kernel"]
+    assert np.abs(kernel - np.diag(np.diag(kernel))).max() > 0.1  # what is masked is there
+    _, ys = stack.apply(variables, carry, xs)
+    diagonal = jax.tree.map(lambda x: x, variables["params"])
+    diagonal["layers_0"]["cell"]["h"]["kernel"] = jnp.diag(jnp.diag(kernel))
+    _, plain = OnlineStack(cells).apply({"params": diagonal}, carry, xs)
+    np.testing.assert_allclose(ys, plain, atol=1e-6)
+    with pytest.raises(ValueError, match="2 cells need as many masks, not 1"):
+        OnlineStack(cells, masks=(None,))
