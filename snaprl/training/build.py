@@ -105,6 +105,11 @@ def _check_actors(config: Config) -> None:
             f"actors.per_update = {a.per_update} segments of different actors, but there are only "
             f"actors.count = {a.count}"
         )
+    if t.loop != "host" and a.engine == "local" and t.devices != 1:
+        raise UserError(
+            f"training.devices = {t.devices} is for environments on the host: it needs "
+            "training.loop = 'host', or other actors.engine than 'local'"
+        )
     if t.loop == "device" and a.engine != "local":
         raise UserError(
             f"training.loop = 'device' has no actors: actors.engine = '{a.engine}' needs 'host' or "

@@ -22,16 +22,14 @@ class Spread(NamedTuple):
 
     mesh: Mesh
 
-    def state(self, like: LearnerState) -> LearnerState:
+    def state(self, like: LearnerState) -> Any:
         """The shardings of a learner's state."""
-        everywhere, spread = self._sharding(), self._sharding(DATA)
-        return LearnerState(
-            variables=jax.tree.map(lambda _: everywhere, like.variables),
-            optimizer=jax.tree.map(lambda _: everywhere, like.optimizer),
-            bank=jax.tree.map(lambda _: spread, like.bank),
-            number=spread,
-            updates=everywhere,
-        )
+        everywhere = jax.tree.map(lambda _: self._sharding(), like)
+        of_streams = {
+            "bank": jax.tree.map(lambda _: self._sharding(DATA), like.bank),
+            "number": self._sharding(DATA),
+        }
+        return everywhere._replace(**of_streams)
 
     def segment(self, like: Any) -> Any:
         """The shardings of a segment: most fields are `[T, B, ...]`, some `[B, ...]`."""

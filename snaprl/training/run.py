@@ -21,6 +21,7 @@ from snaprl.training.device_loop import DeviceLoop
 from snaprl.training.errors import UserError
 from snaprl.training.evaluate import evaluate_on_device, evaluate_on_host
 from snaprl.training.host_envs import HostEnvs
+from snaprl.training.mesh import spread
 from snaprl.training.progress import Progress
 from snaprl.training.supervised.schema import SupervisedConfig
 
@@ -261,15 +262,20 @@ def make_loop(config: schemas.Config, built: Built) -> Loop:
             updates_per_chunk=built.updates_per_report,
         )
     a = config.actors
+    learner, places = built.learner, {}
+    if t.devices != 1:
+        mesh = spread(t.devices, built.steps_per_update // t.unroll)
+        learner, places = mesh.learner(learner), {"put": mesh.put, "keep": mesh.keep}
     return ActorLoop(
         built.agent,
-        built.learner,
+        learner,
         make_engine(config, built),
         streams=t.streams,
         unroll=t.unroll,
         actors=a.count,
         per_update=a.per_update or a.count,
         window=a.window,
+        **places,
     )
 
 

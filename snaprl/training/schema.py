@@ -147,6 +147,9 @@ class TrainingConfig:
     streams: Count = 32
     # steps of each stream between two updates
     unroll: Count = 4
+    # devices over which the learner spreads the streams, where environments run on the host; 0 for
+    # all that there are
+    devices: Annotated[int, Within(0)] = 1
     # where environments run: with the learner on the device, or as gymnasium's on the host
     loop: Literal["auto", "device", "host"] = "auto"
     # environment steps between two reports

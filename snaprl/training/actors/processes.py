@@ -253,7 +253,7 @@ def _environment() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_interrupts() -> Iterator[None]:
-    """Ctrl-C reaches every process of a terminal; those that start inside leave it to us."""
+    """No Ctrl-C for those that start inside, which would not know yet what to do with it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -265,6 +265,7 @@ def _no_interrupts() -> Iterator[None]:
 
 
 def _main(pipe: connection.Connection, work: _Work) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the learner ends us
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(ENVIRONMENT)  # the server may have been started by others
     jax.config.update("jax_platforms", "cpu")
