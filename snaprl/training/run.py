@@ -140,7 +140,7 @@ class Run:
                 while update < built.updates and not stop:
                     start_s = time.monotonic()
                     count = min(built.updates_per_report, built.updates - update)
-                    state, chunk = loop.run(state, count, lambda: bool(stop))
+                    state, chunk = self._run(state, count, lambda: bool(stop))
                     if not chunk.updates:
                         break
                     count = chunk.updates
@@ -231,11 +231,21 @@ class Run:
         try:
             meters.check_finite(chunk, first_update=update, steps_per_update=steps)
         except meters.Divergence as error:
-            kept = self._checkpoints.steps()
-            where = f"the checkpoint of step {kept[-1]} is kept" if kept else "none was saved yet"
             raise UserError(
-                f"training stopped, for {error}; {where}; a lower optimizer.learning_rate may help"
+                f"training stopped, for {error}; {self._kept()}; a lower optimizer.learning_rate "
+                "may help"
             ) from error
+
+    def _run(self, state: PyTree, updates: int, stop: Callable[[], bool]) -> tuple[PyTree, Any]:
+        """Makes updates; where actors fail for good, it also says what is left."""
+        try:
+            return self._loop.run(state, updates, stop)
+        except UserError as error:
+            raise UserError(f"training stopped, for {error}; {self._kept()}") from error
+
+    def _kept(self) -> str:
+        kept = self._checkpoints.steps()
+        return f"the checkpoint of step {kept[-1]} is kept" if kept else "none was saved yet"
 
 
 def prepare(config: AnyConfig) -> tuple[Work, Loop]:

@@ -401,8 +401,8 @@ def test_a_reward_that_is_no_number_leaves_the_last_good_checkpoint(snaprl, task
     assert said.code == 2
     # the 76th step of 4 streams lies in the 19th update, which ends at step 19 * 4 * 4
     assert re.search(
-        r"snaprl: training stopped, for .*loss.* became NaN or infinite at update 18 \(step 304\); "
-        r"the checkpoint of step 256 is kept",
+        r"snaprl: training stopped, for actor 0: the environment gave nan in reward, stream \d, "
+        r"step 3 of segment 18; the checkpoint of step 256 is kept",
         said.err.splitlines()[-1],
     ), said.err
     assert run.Checkpoints(folder / "checkpoints").steps() == [256]

@@ -243,11 +243,13 @@ def _sums(out: HostStep) -> np.ndarray:
 
 
 def _check_finite(segment: Segment) -> None:
-    found = jax.tree.leaves_with_path({"reward": segment.reward, "read": segment.observation})
+    found = jax.tree.leaves_with_path({"reward": segment.reward})  # named first: it is read next
+    found += jax.tree.leaves_with_path(segment.observation)
     for path, leaf in found:
         if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
             at = np.argwhere(~np.isfinite(leaf))[0]
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise Poison(
-                f"the environment gave {leaf[tuple(at)]} in {jax.tree_util.keystr(path)}, "
+                f"the environment gave {leaf[tuple(at)]} in {name}, "
                 f"stream {segment.stream[at[1]]}, step {at[0]} of segment {segment.number[at[1]]}"
             )

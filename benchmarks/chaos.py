@@ -1,0 +1,90 @@
+"""Kills actors of a run every few seconds, and says what the run made of it.
+
+python benchmarks/chaos.py RUN                          3 minutes of tmaze_processes
+python benchmarks/chaos.py RUN --minutes 1 --every 2 -- --env.kwargs.length 20
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def of_session(session: int) -> dict[int, str]:
+    """Running processes of a session, and their command lines."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, sid = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            line = (folder / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+        if int(sid) == session and state != "Z":
+            found[int(folder.name)] = line
+    return found
+
+
+def actors_of(session: int) -> list[int]:
+    """Processes that were forked by another one with the same command line: the actors."""
+    lines = of_session(session)
+    servers = {pid for pid, line in lines.items() if "forkserver" in line}
+    return sorted(servers)[1:]  # the first is the server that forks them
+
+
+def open_files(pid: int) -> int:
+    """How many file handles a process has."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def main() -> None:
+    """Runs it."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between two kills")
+    parser.add_argument("flags", nargs="*", help="of snaprl train tmaze_processes, after --")
+    given = parser.parse_args()
+    command = [sys.executable, "-m", "snaprl.training.cli", "train", "tmaze_processes"]
+    command += ["--run-dir", str(given.run), "--steps", "100_000_000", *given.flags]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        metrics, kills, handles = given.run / "metrics.jsonl", 0, []
+        while not metrics.exists() or not metrics.read_text():
+            time.sleep(0.2)
+        until_s = time.monotonic() + 60 * given.minutes
+        while time.monotonic() < until_s and process.poll() is None:
+            time.sleep(given.every)
+            actors = actors_of(process.pid)
+            if actors:
+                os.kill(random.choice(actors), signal.SIGKILL)
+                kills += 1
+            handles.append(open_files(process.pid))
+        ended_by_itself = process.poll() is not None
+        process.send_signal(signal.SIGINT)
+        begin_s = time.monotonic()
+        process.wait()
+        ended_s = time.monotonic() - begin_s
+    time.sleep(1.0)
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    last = rows[-1]
+    told = {name: last.get(name) for name in ("step", "success", "restarts", "steps_per_s")}
+    print(
+        json.dumps(
+            told
+            | {
+                "kills": kills,
+                "gave up": ended_by_itself,
+                "ended within s": round(ended_s, 1),
+                "handles, first and last": (handles[0], handles[-1]),
+                "processes left": len(of_session(process.pid)),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
