@@ -94,8 +94,10 @@ class ActorLoop:
     def restore(self, state: ActorLoopState) -> ActorLoopState:
         """Puts the actors where `state` left them; where that cannot be, their episodes restart."""
         learner = self._keep(jax.tree.map(jnp.asarray, state.learner))
-        key = self._start(jnp.asarray(state.key))
+        key = self._start(state.key)
         self._engine.restore(state.actors)
+        if self.exact:
+            key = state.key  # nothing was drawn
         self._order = Order(self._engine.numbers(), self._window)
         self._version = int(learner.updates)
         return ActorLoopState(learner, self._engine.snapshot(), key)

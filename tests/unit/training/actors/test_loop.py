@@ -89,8 +89,7 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(actors, per_update):
     other = fresh()
     other.init(jax.random.key(2))
     found, chunk = other.run(other.restore(saved), 4)
-    assert_equal(found.learner, wanted.learner)
-    assert_equal(found.actors, wanted.actors)
+    assert_equal(found, wanted)
     np.testing.assert_array_equal(chunk.metrics["loss"], wanted_chunk.metrics["loss"])
     assert chunk.metrics["gaps"].sum() == 0
 
