@@ -62,7 +62,7 @@ class Agent(NamedTuple):
     # streams -> the actions `[B, ...]` that stand for none before an episode's first step
     no_action: Callable[[int], Array]
     # an environment's rewards, of numpy or jax -> what they count for in learning
-    reward: Callable[[Any], Any]
+    reward: Callable[[Any], Any] = lambda rewards: rewards
     # (variables, CoreState, Segment) -> variables, Segment: what is settled before the first pass
     # over a segment; None where nothing is
-    prepare: Callable[[PyTree, CoreState, Any], tuple[PyTree, Any]] | None
+    prepare: Callable[[PyTree, CoreState, Any], tuple[PyTree, Any]] | None = None

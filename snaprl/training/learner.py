@@ -133,14 +133,15 @@ def make_learner(
             learned, later = jax.lax.scan(again, learned, keys[1:])
             metrics = jax.tree.map(lambda m, rest: (m + rest.sum(0)) / epochs, metrics, later)
         if whole_bank:
-            bank = end
+            bank, number = end, segment.number + 1
         else:
             bank = jax.tree.map(lambda b, c: b.at[segment.stream].set(c), state.bank, end)
+            number = state.number.at[segment.stream].set(segment.number + 1)
         return LearnerState(
             learned.variables,
             learned.optimizer,
             bank,
-            state.number.at[segment.stream].set(segment.number + 1),
+            number,
             state.updates + 1,
         ), metrics | {"gaps": gaps}
 

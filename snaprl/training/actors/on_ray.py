@@ -140,7 +140,7 @@ class RayEngine:
             for actor in range(self._count):
                 for _ in range(self._ahead):
                     self._ask(actor, STARTUP_S)
-        ready, _ = self._ray.wait(list(self._orders), num_returns=1, timeout=timeout_s)
+        ready, _ = self._ray.wait(self._first_of_each(), num_returns=1, timeout=timeout_s)
         if not ready:
             self._replace_late()
             return None
@@ -226,6 +226,13 @@ class RayEngine:
         reference = self._handles[actor].play.remote(self._version, self._parameters)
         due_s = time.monotonic() + within_s
         self._orders[reference] = _Order(actor, self._lives[actor], self._version, due_s)
+
+    def _first_of_each(self) -> list[Any]:
+        """What each actor sends next: Ray may learn of a later segment earlier."""
+        first: dict[int, Any] = {}
+        for reference, order in self._orders.items():
+            first.setdefault(order.actor, reference)
+        return list(first.values())
 
     def _expect(self, actor: int) -> None:
         """The segment after the one that came is due from now on."""
