@@ -18,6 +18,7 @@ import jax
 
 from snaprl.cores import backprop, general, segment
 from snaprl.cores.cells import is_unitwise, unitwise
+from snaprl.cores.checks import check_method
 from snaprl.cores.types import Array, CoreState, Params, PyTree, Sparsity
 from snaprl.cores.unitwise import (
     Block,
@@ -86,6 +87,7 @@ class BPTT:
         state between them and computes the rest again.
 
     Raises:
+      TypeError: the tail is no gradient method.
       ValueError: there is not even one piece.
     """
 
@@ -93,6 +95,8 @@ class BPTT:
     pieces: int = 1
 
     def __post_init__(self):
+        if self.tail is not None:
+            check_method("tail", self.tail)
         if not isinstance(self.pieces, int) or self.pieces < 1:
             raise ValueError(f"BPTT(pieces={self.pieces}): a segment has 1, 2, ... pieces")
 

@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from snaprl.cores import segment
+from snaprl.cores import checks, segment
+from snaprl.cores.cells import is_unitwise, unitwise
 from snaprl.cores.masks import Mask, apply_mask
 from snaprl.cores.snap import SnAp
 from snaprl.cores.stand_in import stand_in
@@ -32,13 +33,17 @@ class OnlineRNN(nn.Module):
       (4, 16, 64)
 
     Attributes:
-      cell: flax's SimpleCell, GRUCell, MGUCell, LSTMCell or OptimizedLSTMCell.
+      cell: flax's SimpleCell, GRUCell, MGUCell, LSTMCell or OptimizedLSTMCell, or one of ours; any
+        other `nn.RNNCellBase` takes a general path, which is right and not fast.
       method: how the gradient travels: `SnAp(order=1)`, `RTRL()`, `BPTT()`,
         `BPTT(tail=SnAp(order=1))`, `Frozen()`.
       mask: tree of 0/1 arrays shaped like the cell's parameters; leaves that are missing are dense.
         It is copied at `init` into the variable collection `sparsity`, from where it is read: a
         pattern may change without recompiling. Masked weights count as 0 whatever was loaded.
       time_major: whether `xs`, `resets` and `ys` are `[T, B, ...]` rather than `[B, T, ...]`.
+
+    Raises:
+      TypeError: the cell is no linen cell, or the method no gradient method.
     """
 
     cell: nn.RNNCellBase
@@ -47,6 +52,8 @@ class OnlineRNN(nn.Module):
     time_major: bool = True
 
     def __post_init__(self):
+        checks.check_cell(self.cell, nn.RNNCellBase)
+        checks.check_method("method", self.method)
         if self.mask is not None and not isinstance(self.mask, Mask):
             self.mask = Mask(self.mask)  # hashable: the module goes through jit as a static value
         super().__post_init__()
@@ -57,15 +64,15 @@ class OnlineRNN(nn.Module):
 
         Args:
           rng: consumed; only random methods and initial carries draw from it.
-          input_shape: `(B, M)`, streams and inputs, as flax cells take it.
+          input_shape: `(B, M)`, streams and inputs, as flax cells take it. Its own ignore `M`;
+            here it is the width of what the layer reads, and sizes the influence.
 
         Raises:
+          TypeError: `input_shape` is not a shape at all.
           ValueError: `input_shape` is not `(B, M)`, the mask does not fit the cell, or the
             influence does not fit into memory.
         """
-        if len(input_shape) != 1 + self.cell.num_feature_axes:
-            axes = ", ".join(["streams", *["inputs"] * self.cell.num_feature_axes])
-            raise ValueError(f"input_shape is {tuple(input_shape)}; it must be ({axes})")
+        checks.check_input_shape(input_shape, self.cell.num_feature_axes, "(rng, input_shape)")
         cell = self._unbound_cell()
         hidden_key, method_key = jax.random.split(rng)
         hidden = cell.initialize_carry(hidden_key, tuple(input_shape))
@@ -96,17 +103,23 @@ class OnlineRNN(nn.Module):
           `(carry, ys)`: the state after the segment and the outputs `[T, B, N]`.
 
         Raises:
+          TypeError: `carry` is no `CoreState`.
           ValueError: a shape or type does not fit; the sentence names it.
         """
-        if jnp.ndim(xs) != 2 + self.cell.num_feature_axes:
+        checks.check_carry(carry)
+        shape = jnp.shape(xs)
+        if len(shape) != 2 + self.cell.num_feature_axes:
             axes = "T, B" if self.time_major else "B, T"
             axes = f"[{axes}{', M' * self.cell.num_feature_axes}]"
-            raise ValueError(f"xs has shape {jnp.shape(xs)}; a segment of inputs is {axes}")
-        _check_resets("resets", resets, jnp.shape(xs)[:2])
+            raise ValueError(f"xs has shape {shape}; a segment of inputs is {axes}")
+        checks.check_resets("resets", resets, shape[:2])
         if not self.time_major:
             xs = jnp.swapaxes(xs, 0, 1)
             resets = None if resets is None else jnp.swapaxes(resets, 0, 1)
+        if not len(xs):
+            raise ValueError(f"xs has shape {shape}; a segment has at least one step")
         params, sparsity = self._parameters(carry, xs[0])
+        self._check_inputs("xs has shape", shape, params)
         self._check_influence(carry, params, sparsity, xs[0])
         carry, ys = self.method.unroll(self._unbound_cell(), params, sparsity, carry, xs, resets)
         return carry, ys if self.time_major else jnp.swapaxes(ys, 0, 1)
@@ -123,15 +136,21 @@ class OnlineRNN(nn.Module):
 
         Returns:
           `(carry, y)` with `y [B, N]`.
+
+        Raises:
+          TypeError: `carry` is no `CoreState`.
+          ValueError: a shape or type does not fit; the sentence names it.
         """
+        checks.check_carry(carry)
         if jnp.ndim(x) != 1 + self.cell.num_feature_axes:
             axes = f"[B{', M' * self.cell.num_feature_axes}]"
             raise ValueError(f"x has shape {jnp.shape(x)}; one step's inputs are {axes}")
+        checks.check_resets("reset", reset, jnp.shape(x)[:1])
         params, _ = self._parameters(carry, x)
+        self._check_inputs("x has shape", jnp.shape(x), params)
         cell = self._unbound_cell()
         if stand_in(self.cell) is not None:  # for a single step, the cell itself is faster
             params, cell = self.cell.variables["params"], self.cell.clone(parent=None, name=None)
-        _check_resets("reset", reset, x.shape[:1])
         hidden, y = segment.step(cell, params, carry.hidden, x, reset)
         return carry._replace(hidden=hidden), y
 
@@ -191,7 +210,7 @@ class OnlineRNN(nn.Module):
         """Compares the hidden state with what the cell starts from."""
         cell = self._unbound_cell()
         expected = jax.eval_shape(lambda: cell.initialize_carry(jax.random.key(0), x.shape))
-        _compare("carry.hidden", carry.hidden, expected, x.shape[0])
+        checks.check_tree("carry.hidden", carry.hidden, expected, x.shape)
 
     @nn.nowrap
     def _check_influence(
@@ -201,7 +220,14 @@ class OnlineRNN(nn.Module):
         expected = jax.eval_shape(
             lambda: method.init(cell, params, sparsity, streams, jax.random.key(0))
         )
-        _compare("carry.influence", carry.influence, expected, streams)
+        checks.check_tree("carry.influence", carry.influence, expected, x.shape)
+
+    @nn.nowrap
+    def _check_inputs(self, what: str, shape: tuple[int, ...], params: dict[str, Any]) -> None:
+        """Compares the inputs' width with the parameters; of a cell not known, flax itself does."""
+        cell = self._unbound_cell()
+        if is_unitwise(cell):
+            checks.check_inputs(what, shape, len(params[unitwise(cell).inputs[0]]["kernel"]))
 
 
 @functools.lru_cache(maxsize=32)
@@ -254,30 +280,3 @@ def _hashable(cell: nn.RNNCellBase) -> bool:
 def _plain(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dicts, whatever kind of mapping flax or the user keeps."""
     return {k: _plain(v) if isinstance(v, Mapping) else v for k, v in tree.items()}
-
-
-def _check_resets(name: str, resets: Array | None, shape: tuple[int, ...]) -> None:
-    if resets is None:
-        return
-    if jnp.shape(resets) != shape or jnp.result_type(resets) != jnp.bool_:
-        raise ValueError(
-            f"{name} is {jnp.result_type(resets)}{list(jnp.shape(resets))}; it must be "
-            f"bool{list(shape)}"
-        )
-
-
-def _compare(name: str, tree: PyTree, expected: PyTree, streams: int) -> None:
-    """Raises where `tree` has other leaves or shapes than `expected`."""
-    found, wanted = (jax.tree.map(jnp.shape, t) for t in (tree, expected))
-    if found != wanted:
-        raise ValueError(
-            f"{name} does not belong to this cell, method and {streams} streams: it has shapes "
-            f"{_summary(tree)} where {_summary(expected)} are needed; initialize_carry makes one"
-        )
-
-
-def _summary(tree: PyTree) -> str:
-    """The first few shapes of a tree, for a message."""
-    shapes = [str(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree)]
-    more = f" and {len(shapes) - 3} more" if len(shapes) > 3 else ""
-    return ", ".join(shapes[:3]) + more or "none"

@@ -5,7 +5,7 @@ Time comes first, then streams: `[T, B, ...]`. Equation numbers are those of doc
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,11 @@ Params = Mapping[str, Any]
 
 
 class CoreState(NamedTuple):
-    """What belongs to a stream and survives segments."""
+    """What belongs to a stream and survives segments.
+
+    `hidden` is what `nn.RNN` carries. `influence` knows how each weight has moved it, as far as the
+    method remembers that; to act it is not needed: `carry._replace(influence=())`.
+    """
 
     hidden: PyTree  # [B, ...]  the flax cell's carry
     influence: PyTree  # [B, ...]  what the gradient method remembers; () for truncated BPTT
@@ -29,6 +33,7 @@ class Sparsity(NamedTuple):
     pattern: PyTree = ()  # what the method's `pattern` returned
 
 
+@runtime_checkable
 class GradientMethod(Protocol):
     """How the gradient of a recurrent core travels through time.
 

@@ -1,5 +1,7 @@
 """`OnlineRNN` as a flax module: nn.RNN's parameters in nn.RNN's place, static under jit."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -44,6 +46,29 @@ class OnlineParent(nn.Module):
         return self.head(ys)
 
 
+class ScannedRNN(nn.Module):
+    """What programs write that restart a cell inside their own scan."""
+
+    @functools.partial(nn.scan, variable_broadcast="params", split_rngs={"params": False})
+    @nn.compact
+    def __call__(self, carry, inputs):
+        x, first = inputs
+        cell = nn.GRUCell(N, param_dtype=jnp.float64)
+        return cell(jnp.where(first[:, None], 0.0, carry), x)
+
+
+class CompactParent(nn.Module):
+    """One compact method, with a scanned cell or with ours."""
+
+    online: bool
+
+    @nn.compact
+    def __call__(self, carry, xs, first):
+        if self.online:
+            return OnlineRNN(nn.GRUCell(N, param_dtype=jnp.float64))(carry, xs, first)
+        return ScannedRNN()(carry, (xs, first))
+
+
 def described(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
 
@@ -83,6 +108,33 @@ def test_parameters_move_either_way(cell, x64):
         variables = jax.jit(source.init)(jax.random.key(1), carry, xs)
         found, expected = (jax.jit(m.apply)(variables, carry, xs) for m in (ours, flaxs))
         probe.assert_close(found, expected)
+
+
+def test_a_scanned_cell_in_a_compact_method_becomes_ours(x64):
+    """Its weights go up by one level; acting is reading, one step at a time."""
+    segment = probe.draw_segment(46, 2 * T, reset_rate=0.3)
+    xs, first = (jnp.asarray(x) for x in (segment.xs, segment.resets))
+    scanned, ours = CompactParent(online=False), CompactParent(online=True)
+    hidden = jnp.zeros((B, N), jnp.float64)
+    params = scanned.init(jax.random.key(1), hidden, xs, first)["params"]
+    moved = {"params": {"GRUCell_0": params["ScannedRNN_0"]["GRUCell_0"]}}
+    start = OnlineRNN(CELLS["gru"]).initialize_carry(jax.random.key(0), (B, M))
+    assert described(moved) == described(ours.init(jax.random.key(1), start, xs, first))
+    end, ys = ours.apply(moved, start, xs, first)
+    probe.assert_close((end.hidden, ys), scanned.apply({"params": params}, hidden, xs, first))
+    carry = start
+    for t in range(2 * T):
+        carry, _ = ours.apply(moved, carry, xs[t : t + 1], first[t : t + 1])
+    probe.assert_close(carry, end)
+
+
+def test_a_bare_cell_s_weights_become_those_of_the_layer_s_cell(x64):
+    cell, xs = CELLS["gru"], jnp.asarray(probe.draw_segment(47, T).xs)
+    rnn = OnlineRNN(cell)
+    carry = rnn.initialize_carry(jax.random.key(0), (B, M))
+    bare = cell.init(jax.random.key(1), carry.hidden, xs[0])["params"]
+    _, y = rnn.apply({"params": {"cell": bare}}, carry, xs[0], method="step")
+    probe.assert_close(y, cell.apply({"params": bare}, carry.hidden, xs[0])[1])
 
 
 @pytest.mark.parametrize("method", METHODS)

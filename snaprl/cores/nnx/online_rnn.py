@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from snaprl.cores import online_rnn
+from snaprl.cores import checks, online_rnn
 from snaprl.cores.masks import Mask
 from snaprl.cores.nnx import cells
 from snaprl.cores.rewire import rewire
@@ -51,7 +51,8 @@ class OnlineRNN(nnx.Module):
         default is the opposite of `nnx.RNN`'s.
 
     Raises:
-      TypeError: the cell is none of these, or was built or changed to compute something else.
+      TypeError: the cell is none of these, or was built or changed to compute something else; or
+        the method is no gradient method.
       ValueError: the mask does not fit the cell.
     """
 
@@ -62,6 +63,8 @@ class OnlineRNN(nnx.Module):
         mask: Mapping[str, Any] | Mask | None = None,
         time_major: bool = True,
     ):
+        checks.check_cell(cell, nnx.RNNCellBase)
+        checks.check_method("method", method)
         keep = _checked(mask, cell)
         self.cell: Any = cell
         self.method = method
@@ -81,17 +84,20 @@ class OnlineRNN(nnx.Module):
         """Returns the state of streams that have seen nothing.
 
         Args:
-          input_shape: `(B, M)`, streams and inputs.
+          input_shape: `(B, M)`, streams and inputs. It comes first, as with nnx's cells; linen has
+            the key first.
           rngs: its stream `carry` is drawn from, as nnx's cells do; or a key, which is consumed.
 
         Raises:
+          TypeError: `input_shape` is not a shape at all.
           ValueError: `input_shape` is not `(B, M)`, or the cell reads another number of inputs.
         """
-        self._check_inputs("input_shape is", tuple(input_shape))
+        checks.check_input_shape(input_shape, 1, "(input_shape, rngs)")
+        checks.check_inputs("input_shape is", input_shape, self.cell.in_features)
         if not isinstance(rngs, nnx.Rngs | nnx.RngStream):
             rngs = nnx.Rngs(rngs)
         stream = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
-        hidden = self.cell.initialize_carry(input_shape, stream)
+        hidden = self.cell.initialize_carry(tuple(input_shape), stream)
         carry = self._linen().initialize_carry(stream(), input_shape)
         # each leaf in a buffer of its own, so that a fresh carry may be donated
         return CoreState(hidden, jax.tree.map(jnp.copy, carry.influence))
@@ -110,9 +116,9 @@ class OnlineRNN(nnx.Module):
           `(carry, ys)`: the state after the segment and the outputs `[T, B, N]`.
 
         Raises:
+          TypeError: `carry` is no `CoreState`.
           ValueError: a shape or type does not fit; the sentence names it.
         """
-        self._check_inputs("xs has shape", jnp.shape(xs))
         outcome: Any = self._linen().apply(self._variables(), carry, xs, resets)
         return outcome
 
@@ -128,8 +134,11 @@ class OnlineRNN(nnx.Module):
 
         Returns:
           `(carry, y)` with `y [B, N]`.
+
+        Raises:
+          TypeError: `carry` is no `CoreState`.
+          ValueError: a shape or type does not fit; the sentence names it.
         """
-        self._check_inputs("x has shape", jnp.shape(x))
         outcome: Any = self._linen().apply(self._variables(), carry, x, reset, method="step")
         return outcome
 
@@ -156,11 +165,6 @@ class OnlineRNN(nnx.Module):
                 variable[...] = jnp.asarray(keep[layer][leaf])
         self._set_pattern(variables["sparsity"].get("pattern", ()))
         return carry
-
-    def _check_inputs(self, what: str, shape: tuple[int, ...]) -> None:
-        inputs = self.cell.in_features
-        if shape[-1:] != (inputs,):
-            raise ValueError(f"{what} {shape}; the cell reads {inputs} inputs")
 
     def _linen(self) -> online_rnn.OnlineRNN:
         cell = cells.linen_cell(self.cell)

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from snaprl.cores import BPTT, RTRL, OnlineRNN, SnAp
+from snaprl.cores import BPTT, RTRL, OnlineRNN, SnAp, SparseGRUCell
 
 T, B, M, N = 4, 2, 3, 5
 
@@ -33,6 +34,49 @@ def says(sentence, kind=ValueError):
 
 
 GRU = OnlineRNN(nn.GRUCell(N))
+NO_METHOD = "it must be an instance of a gradient method, such as SnAp(order=1)"
+NO_CELL = "it must be an instance of a recurrent cell"
+NO_CARRY = "it must be the CoreState that initialize_carry makes, and it comes before the inputs"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"cell": nn.GRUCell}, f"cell is the class GRUCell; {NO_CELL}"),
+        ({"cell": nn.RNN(nn.GRUCell(N))}, f"cell is of type RNN; {NO_CELL}"),
+        (
+            {"cell": nnx.GRUCell(M, N, rngs=nnx.Rngs(0))},
+            "GRUCell is flax.nnx's; use snaprl.cores.nnx.OnlineRNN",
+        ),
+        ({"method": SnAp}, f"method is the class SnAp; {NO_METHOD}"),
+        ({"method": "snap"}, f"method is of type str; {NO_METHOD}"),
+    ],
+)
+def test_what_is_no_cell_and_no_method(arguments, sentence):
+    with says(sentence, TypeError):
+        OnlineRNN(**{"cell": nn.GRUCell(N)} | arguments)
+
+
+def test_a_tail_that_is_no_method():
+    with says(f"tail is the class SnAp; {NO_METHOD}", TypeError):
+        BPTT(tail=SnAp)
+
+
+@pytest.mark.parametrize("method", ["__call__", "step"])
+@pytest.mark.parametrize(
+    ("carry", "found"),
+    [
+        (jnp.zeros((B, N)), "float32[2, 5]"),
+        (np.zeros((T, B, M)), "float64[4, 2, 3]"),
+        (None, "None"),
+        ((jnp.zeros((B, N)), ()), "of type tuple"),
+    ],
+)
+def test_a_carry_that_is_none(carry, found, method):
+    """The hidden state of flax alone, or the inputs, which come first in `nn.RNN`."""
+    good, _ = set_up(GRU)
+    with says(f"carry is {found}; {NO_CARRY}", TypeError):
+        call(GRU, carry, good, method=method)
 
 
 def test_inputs_without_time():
@@ -41,6 +85,34 @@ def test_inputs_without_time():
         call(GRU, carry, xs[0])
     with says("xs has shape (2, 3); a segment of inputs is [B, T, M]"):
         call(GRU.clone(time_major=False), carry, xs[0])
+
+
+@pytest.mark.parametrize("rnn", [GRU, GRU.clone(time_major=False)])
+def test_a_segment_of_no_steps(rnn):
+    carry, xs = set_up(GRU)
+    xs = xs[:0] if rnn.time_major else xs[:0].swapaxes(0, 1)
+    with says(f"xs has shape {xs.shape}; a segment has at least one step"):
+        call(rnn, carry, xs)
+
+
+@pytest.mark.parametrize(
+    "rnn",
+    [
+        GRU,
+        OnlineRNN(nn.LSTMCell(N), RTRL()),
+        OnlineRNN(nn.SimpleCell(N), SnAp(order=2), mask={"h": {"kernel": np.eye(N)}}),
+        OnlineRNN(SparseGRUCell(N, fan_in=2), time_major=False),
+    ],
+)
+def test_inputs_of_another_width(rnn):
+    """Whatever the carry was made for."""
+    for width in (M, 7):
+        carry = rnn.initialize_carry(jax.random.key(0), (B, width))
+        xs = jnp.zeros((T, B, 7) if rnn.time_major else (B, T, 7))
+        with says(f"xs has shape {xs.shape}; the cell reads 3 inputs"):
+            call(rnn, carry, xs)
+        with says("x has shape (2, 7); the cell reads 3 inputs"):
+            call(rnn, carry, jnp.zeros((B, 7)), method="step")
 
 
 def test_a_step_with_time():
@@ -57,6 +129,8 @@ def test_resets_of_another_shape_or_type():
         call(GRU, carry, xs, jnp.zeros((T, B)))
     with says("resets is int32[4, 2]; it must be bool[4, 2]"):
         call(GRU, carry, xs, np.zeros((T, B), np.int32))
+    with says("resets is of type list; it must be bool[4, 2]"):
+        call(GRU, carry, xs, [[False] * B] * T)
     with says("reset is bool[4, 2]; it must be bool[2]"):
         call(GRU, carry, xs[0], jnp.zeros((T, B), bool), method="step")
 
@@ -74,45 +148,57 @@ def test_an_input_shape_that_is_none():
         GRU.initialize_carry(jax.random.key(0), (M,))
     with says("input_shape is (4, 2, 3); it must be (streams, inputs)"):
         GRU.initialize_carry(jax.random.key(0), (T, B, M))
+    for key, found in ((jax.random.key(0), "key<fry>[]"), (jax.random.PRNGKey(0), "uint32[2]")):
+        with says(f"input_shape is {found}; initialize_carry takes (rng, input_shape)", TypeError):
+            GRU.initialize_carry((B, M), key)
 
 
-def belongs(name, has, needs):
+def differs(place, found, needed):
     return says(
-        f"{name} does not belong to this cell, method and 2 streams: it has shapes {has} where "
-        f"{needs} are needed; initialize_carry makes one"
+        f"carry.{place} is {found} where {needed} is needed; initialize_carry with input_shape "
+        "(2, 3) makes the carry that fits"
     )
+
+
+@pytest.mark.parametrize("width", [N, 9])
+def test_a_carry_for_other_inputs(width):
+    """flax's own cells ignore how many there are, so programs hand in what they like."""
+    carry = GRU.initialize_carry(jax.random.key(0), (B, width))
+    _, xs = set_up(GRU)
+    with differs("influence[0]['in']['kernel']", (2, width, 5), (2, 3, 5)):
+        call(GRU, carry, xs)
+    with differs("influence[0]['in']['kernel']", (2, width, 5), (2, 3, 5)):
+        GRU.init(jax.random.key(0), carry, xs)
 
 
 def test_a_carry_of_other_streams():
     carry, _ = set_up(GRU, streams=3)
     _, xs = set_up(GRU)
-    with belongs("carry.hidden", "(3, 5)", "(2, 5)"):
+    with differs("hidden", (3, 5), (2, 5)):
         call(GRU, carry, xs)
-    with belongs("carry.hidden", "(3, 5)", "(2, 5)"):
+    with differs("hidden", (3, 5), (2, 5)):
         call(GRU, carry, xs[0], method="step")
 
 
 def test_a_carry_of_another_cell():
     _, xs = set_up(GRU)
     lstm, _ = set_up(OnlineRNN(nn.LSTMCell(N)))
-    with belongs("carry.hidden", "(2, 5), (2, 5)", "(2, 5)"):
+    with differs("hidden", ((2, 5), (2, 5)), (2, 5)):
         call(GRU, lstm, xs)
     mgu, _ = set_up(OnlineRNN(nn.MGUCell(N)))
-    with belongs(
-        "carry.influence",
-        "(2, 5, 5), (2, 5), (2, 5, 5) and 4 more",
-        "(2, 5), (2, 5, 5), (2, 5, 5) and 7 more",
+    with differs(
+        "influence",
+        "({'hf': {...}, 'hn': {...}, 'if': {...}, 'in': {...}},)",
+        "({'hn': {...}, 'hr': {...}, 'hz': {...}, 'in': {...}, ...},)",
     ):
         call(GRU, mgu, xs)
 
 
 def test_a_carry_of_another_method():
     carry, xs = set_up(OnlineRNN(nn.SimpleCell(N)))
-    with belongs(
-        "carry.influence", "(2, 5, 5), (2, 5), (2, 3, 5)", "(2, 5, 5, 5), (2, 5, 5), (2, 5, 3, 5)"
-    ):
+    with differs("influence[0]['h']['kernel']", (2, 5, 5), (2, 5, 5, 5)):
         call(OnlineRNN(nn.SimpleCell(N), RTRL()), carry, xs)
-    with belongs("carry.influence", "(2, 5, 5), (2, 5), (2, 3, 5)", "none"):
+    with differs("influence", "({'h': {...}, 'i': {...}},)", ()):
         call(OnlineRNN(nn.SimpleCell(N), BPTT()), carry, xs)
 
 
@@ -121,7 +207,7 @@ def test_a_carry_that_only_acted():
     carry, xs = set_up(rnn)
     acting = carry._replace(influence=())
     call(rnn, acting, xs[0], method="step")
-    with belongs("carry.influence", "none", "(2, 5, 5), (2, 5), (2, 3, 5)"):
+    with differs("influence", (), "({'h': {...}, 'i': {...}},)"):
         call(rnn, acting, xs)
 
 

@@ -2,6 +2,7 @@
 
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +29,21 @@ GRU = nnx.GRUCell(M, N, rngs=nnx.Rngs(0))
 
 class OwnCell(nnx.GRUCell):
     """A subclass may compute anything."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"cell": nnx.GRUCell}, "cell is the class GRUCell; it must be an instance of"),
+        ({"cell": nnx.RNN(GRU)}, "cell is of type RNN; it must be an instance of"),
+        ({"cell": nn.GRUCell(N)}, "GRUCell is flax.linen's; use snaprl.cores.OnlineRNN"),
+        ({"method": SnAp}, "method is the class SnAp; it must be an instance of"),
+        ({"method": "snap"}, "method is of type str; it must be an instance of"),
+    ],
+)
+def test_what_is_no_cell_and_no_method(arguments, sentence):
+    with pytest.raises(TypeError, match=f"^{re.escape(sentence)}"):
+        OnlineRNN(**{"cell": GRU} | arguments)
 
 
 def test_a_cell_that_is_not_known():
@@ -89,6 +105,10 @@ def test_shapes_that_do_not_fit():
         rnn.initialize_carry((B, 5), nnx.Rngs(0))
     with says("input_shape is (3, 2, 2); it must be (streams, inputs)"):
         rnn.initialize_carry((T, B, M), nnx.Rngs(0))
+    with says("input_shape is of type Rngs; initialize_carry takes (input_shape, rngs)", TypeError):
+        rnn.initialize_carry(nnx.Rngs(0), (B, M))
+    with says("xs has shape (0, 2, 2); a segment has at least one step"):
+        rnn(carry, xs[:0])
     with says("resets is float32[3, 2]; it must be bool[3, 2]"):
         rnn(carry, xs, jnp.zeros((T, B)))
     with says("reset is bool[3]; it must be bool[2]"):
@@ -96,17 +116,21 @@ def test_shapes_that_do_not_fit():
 
 
 def test_carries_that_belong_elsewhere():
-    def sentence(name, has, needs):
+    def differs(place, found, needed):
         return says(
-            f"{name} does not belong to this cell, method and 2 streams: it has shapes {has} "
-            f"where {needs} are needed; initialize_carry makes one"
+            f"carry.{place} is {found} where {needed} is needed; initialize_carry with "
+            "input_shape (2, 2) makes the carry that fits"
         )
 
     rnn, xs = OnlineRNN(GRU), jnp.zeros((T, B, M))
-    with sentence("carry.hidden", "(3, 3)", "(2, 3)"):
+    with differs("hidden", (3, 3), (2, 3)):
         rnn(fresh(rnn, 3), xs)
-    with sentence("carry.influence", "none", "(2, 3), (2, 3, 3), (2, 3, 3) and 7 more"):
+    with differs("influence", (), "({'hn': {...}, 'hr': {...}, 'hz': {...}, 'in': {...}, ...},)"):
         rnn(fresh(OnlineRNN(GRU, BPTT())), xs)
+    for call, inputs in ((rnn, xs), (rnn.step, xs[0])):
+        for carry in (fresh(rnn).hidden, None, inputs):
+            with pytest.raises(TypeError, match="^carry is .*; it must be the CoreState that"):
+                call(carry, inputs)
 
 
 @pytest.mark.parametrize("leaf", ["kernel", "weights"])

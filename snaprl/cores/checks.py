@@ -1,0 +1,95 @@
+"""What a wrong argument of `OnlineRNN` is told, for linen and nnx: one sentence that names it."""
+
+import reprlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snaprl.cores.types import Array, CoreState, GradientMethod, PyTree
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel = 2  # the names of layers, and not what is in them
+
+
+def check_cell(cell: Any, base: type) -> None:
+    """Raises where `cell` is no instance of `base`, the `RNNCellBase` of linen or of nnx."""
+    if isinstance(cell, base):
+        return
+    from flax import nnx  # for this sentence only: who uses linen need not load it
+
+    layers = (nn, "snaprl.cores.OnlineRNN"), (nnx, "snaprl.cores.nnx.OnlineRNN")
+    for library, layer in layers:
+        if isinstance(cell, library.RNNCellBase):
+            raise TypeError(f"{type(cell).__name__} is {library.__name__}'s; use {layer}")
+    raise TypeError(f"cell is {_described(cell)}; it must be an instance of a recurrent cell")
+
+
+def check_method(name: str, method: Any) -> None:
+    """Raises where `method` is no gradient method."""
+    if isinstance(method, type) or not isinstance(method, GradientMethod):
+        raise TypeError(
+            f"{name} is {_described(method)}; it must be an instance of a gradient method, such as "
+            "SnAp(order=1)"
+        )
+
+
+def check_input_shape(shape: Any, feature_axes: int, order: str) -> None:
+    """Raises where `shape` is not `(B, M)`; `order` is that of `initialize_carry`'s arguments."""
+    if not isinstance(shape, (tuple, list)):
+        raise TypeError(f"input_shape is {_described(shape)}; initialize_carry takes {order}")
+    if len(shape) != 1 + feature_axes:
+        axes = ", ".join(["streams", *["inputs"] * feature_axes])
+        raise ValueError(f"input_shape is {tuple(shape)}; it must be ({axes})")
+
+
+def check_inputs(what: str, shape: tuple[int, ...], inputs: int) -> None:
+    """Raises where the last axis is not what the cell reads."""
+    if shape[-1] != inputs:
+        raise ValueError(f"{what} {tuple(shape)}; the cell reads {inputs} inputs")
+
+
+def check_resets(name: str, resets: Array | None, shape: tuple[int, ...]) -> None:
+    """Raises where `resets` are given, and are not one bool per step."""
+    found, needed = _described(resets), f"bool{list(shape)}"
+    if resets is not None and found != needed:
+        raise ValueError(f"{name} is {found}; it must be {needed}")
+
+
+def check_carry(carry: Any) -> None:
+    """Raises where `carry` is no `CoreState`, whatever is in it."""
+    if not isinstance(carry, CoreState):
+        raise TypeError(
+            f"carry is {_described(carry)}; it must be the CoreState that initialize_carry makes, "
+            "and it comes before the inputs"
+        )
+
+
+def check_tree(name: str, tree: PyTree, expected: PyTree, input_shape: tuple[int, ...]) -> None:
+    """Raises where a part of the carry has other leaves or shapes than `expected`."""
+    found, needed = (jax.tree.map(jnp.shape, t) for t in (tree, expected))
+    if found == needed:
+        return
+    if jax.tree.structure(tree) == jax.tree.structure(expected):
+        leaves = zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(expected), strict=True)
+        path, found, needed = next(
+            (path, jnp.shape(leaf), other.shape)
+            for (path, leaf), other in leaves
+            if jnp.shape(leaf) != other.shape
+        )
+        name += jax.tree_util.keystr(path)
+    raise ValueError(
+        f"{name} is {_BRIEF.repr(found)} where {_BRIEF.repr(needed)} is needed; "
+        f"initialize_carry with input_shape {tuple(input_shape)} makes the carry that fits"
+    )
+
+
+def _described(value: Any) -> str:
+    """The type and shape of an array, `float32[4, 16]`; of anything else, what it is."""
+    if isinstance(value, (jax.Array, np.ndarray)):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return "None" if value is None else f"of type {type(value).__name__}"
