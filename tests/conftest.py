@@ -68,6 +68,22 @@ def pytest_runtest_teardown() -> None:
             jax.clear_caches()
 
 
+def _compile_fast() -> None:
+    """Starts jax such that XLA optimises little: tests run thousands of small programs once.
+
+    Programs that a test starts in processes of their own are compiled as for users.
+    """
+    given = os.environ.get("XLA_FLAGS")
+    fast = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    os.environ["XLA_FLAGS"] = f"{fast} {given or ''}"
+    jax.devices()  # reads the flags, once and for all
+    if given is None:
+        del os.environ["XLA_FLAGS"]
+    else:
+        os.environ["XLA_FLAGS"] = given
+
+
+_compile_fast()
 # A [B] added to a [T, B] is a mistake until someone writes which axis it belongs to.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", _compilation_cache())
