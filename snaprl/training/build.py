@@ -128,13 +128,18 @@ def _spaces(config: Config) -> _Spaces:
     return _Spaces(one.single_observation_space, one.single_action_space)
 
 
-def make_envs(config: Config, copies: int) -> gymnasium.vector.VectorEnv:
+def make_envs(config: Config, copies: int, **more: Any) -> gymnasium.vector.VectorEnv:
     """Copies of a config's environment on the host.
+
+    Args:
+      config: names the environment, its arguments and wrappers.
+      copies: how many.
+      **more: other arguments of `envs.make_vec`.
 
     Raises:
       UserError: a wrapper is not there.
     """
-    arguments: dict[str, Any] = dict(config.env.kwargs)
+    arguments: dict[str, Any] = dict(config.env.kwargs) | more
     if config.env.wrappers:
         arguments["wrappers"] = [parts.wrapper(name) for name in config.env.wrappers]
     return envs.make_vec(config.env.id, copies, **arguments)

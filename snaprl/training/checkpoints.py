@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ import numpy as np
 from snaprl.training.errors import UserError
 
 PyTree = Any
+# one for all folders: two threads that save at once can make orbax wait for ever
+_WRITER = ThreadPoolExecutor(1, "checkpoints")
 DIGESTS = "digests.json"  # of a checkpoint's files, written when they are all there
 
 
@@ -56,14 +59,31 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every file it writes
         self._ocp, self._folder, self._keep = ocp, folder.absolute(), keep
         self._manager: Any = None
+        self._writing: Future | None = None
 
     def save(self, step: int, state: PyTree) -> None:
-        """Writes a checkpoint; it counts once it is whole.
+        """Writes a checkpoint in the background; it counts once it is whole.
+
+        The state is copied before this returns. The checkpoint before has been written by then.
+
+        Raises:
+          UserError: the one before could not be written, see `wait`.
+        """
+        arrays = jax.tree.map(_to_numpy, state)
+        self.wait()
+        self._writing = _WRITER.submit(self._write, step, arrays)
+
+    def wait(self) -> None:
+        """Waits for what is being written.
 
         Raises:
           UserError: it cannot be written, as on a full disk; what was there before stays.
         """
-        arrays = jax.tree.map(_to_numpy, state)
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, step: int, arrays: PyTree) -> None:
         meta = {"leaves": _leaves(arrays), "crc32": _checksum(arrays)}
         args = self._ocp.args
         try:
@@ -98,6 +118,7 @@ class Checkpoints:
         Raises:
           UserError: there is none, none is whole, or it belongs to another architecture.
         """
+        self.wait()
         damaged = []
         for step in reversed(self.steps()):
             try:
@@ -122,12 +143,19 @@ class Checkpoints:
         """Removes checkpoints, so that a run that goes on from an earlier one can write its own."""
         import shutil
 
-        self.close()
+        self.wait()
+        self._let_go()
         for step in steps:
             shutil.rmtree(self._folder / str(step), ignore_errors=True)
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits for what is being written; raises UserError where that fails."""
+        try:
+            self.wait()
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
         if self._manager is not None:
             self._manager.close()
             self._manager = None

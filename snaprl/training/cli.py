@@ -10,6 +10,7 @@ from pathlib import Path
 from snaprl.training import inspection
 from snaprl.training.errors import UserError
 
+FILMED = 3  # episodes of a film
 WHOLE = ("step", "episodes", "parameters")  # numbers that evaluate counts
 
 # Nothing heavy is imported before it is known what is asked for.
@@ -61,6 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run", type=Path, metavar="RUN")
     evaluate.add_argument("--episodes", type=int, help="how many (the config's)")
     evaluate.add_argument("--seed", type=int, default=0, help="of the episodes (0)")
+    evaluate.add_argument(
+        "--best", action="store_true", help="the best checkpoint by evaluation, not the last"
+    )
+    evaluate.add_argument(
+        "--video", type=Path, metavar="FILE", help="film episodes instead, as .gif or .mp4"
+    )
 
     plot = add("plot", _plot, "draw the learning curves of runs, as PNG and SVG")
     plot.add_argument("runs", type=Path, nargs="+", metavar="RUN")
@@ -129,9 +136,16 @@ def _evaluate(known: argparse.Namespace, rest: list[str]) -> None:
     if known.episodes is not None and known.episodes < 1:
         raise UserError(f"--episodes is {known.episodes}: give 1 or more")
     _prepare_jax()
+    if known.video:
+        from snaprl.training.video import film
+
+        episodes = known.episodes or FILMED
+        count = film(known.run, known.video, episodes=episodes, seed=known.seed, best=known.best)
+        print(f"{known.video}: {count} frames")
+        return
     from snaprl.training.run import evaluate
 
-    result = evaluate(known.run, episodes=known.episodes, seed=known.seed)
+    result = evaluate(known.run, episodes=known.episodes, seed=known.seed, best=known.best)
     print(json.dumps({k: int(v) if k in WHOLE else v for k, v in result.items()}))
 
 

@@ -1,5 +1,6 @@
 """Evaluation: episodes with a policy that does not learn."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,21 +13,16 @@ from snaprl.training.host_envs import HostEnvs
 
 Array = jax.Array
 PyTree = Any
+# (variables, key) -> averages; the key is consumed
+Evaluate = Callable[[PyTree, Array], dict[str, float]]
 COPIES = 256  # environments side by side, at most
 AVERAGED = ("episode_return", "episode_length", "success")
 
 
-def evaluate_on_device(
-    agent: Agent,
-    env: AutoResetEnv,
-    variables: PyTree,
-    key: Array,
-    *,
-    episodes: int,
-    greedy: bool,
-    max_steps: int,
-) -> dict[str, float]:
-    """Plays episodes in one jitted program.
+def device_evaluator(
+    agent: Agent, env: AutoResetEnv, *, episodes: int, greedy: bool, max_steps: int
+) -> Evaluate:
+    """Makes what plays episodes in one program, which is compiled at its first call.
 
     Every copy of the environment plays the same number of episodes, so that short ones do not count
     more than long ones. An episode that is not over after `max_steps` steps of its copy per episode
@@ -35,20 +31,19 @@ def evaluate_on_device(
     Args:
       agent: acts.
       env: unbatched.
-      variables: the agent's.
-      key: consumed.
       episodes: how many, at least: they are rounded up to fill the copies.
       greedy: take the likeliest action instead of drawing one.
       max_steps: per episode.
 
     Returns:
-      `episodes`, and averages over them: `episode_return`, `episode_length`, `success` where the
-      task knows it.
+      `(variables, key) -> averages`: `episodes`, and averages over them: `episode_return`,
+      `episode_length`, `success` where the task knows it.
     """
     each = -(-episodes // COPIES)
     copies = -(-episodes // each)
     limit = _limit(max_steps, each)
 
+    @jax.jit
     def play(variables: PyTree, key: Array) -> tuple[Array, dict[str, Array]]:
         key, env_key, state_key = jax.random.split(key, 3)
         envs, observation = jax.vmap(env.init)(jax.random.split(env_key, copies))
@@ -78,44 +73,44 @@ def evaluate_on_device(
         start = (jnp.int32(0), envs, hidden, observation, first, key, done, totals)
         return jax.lax.while_loop(unfinished, body, start)[6:]
 
-    done, totals = jax.device_get(jax.jit(play)(variables, key))
-    return _averages(totals, float(done.sum()), env.knows_success)
+    def evaluate(variables: PyTree, key: Array) -> dict[str, float]:
+        done, totals = jax.device_get(play(variables, key))
+        return _averages(totals, float(done.sum()), env.knows_success)
+
+    return evaluate
 
 
-def evaluate_on_host(
-    agent: Agent,
-    envs: HostEnvs,
-    variables: PyTree,
-    key: Array,
-    *,
-    episodes: int,
-    greedy: bool,
-    max_steps: int,
-) -> dict[str, float]:
-    """Plays episodes in gymnasium environments; see `evaluate_on_device`."""
+def host_evaluator(
+    agent: Agent, envs: HostEnvs, *, episodes: int, greedy: bool, max_steps: int
+) -> Evaluate:
+    """Makes what plays episodes in gymnasium environments; see `device_evaluator`."""
     each = -(-episodes // envs.streams)
-    act, observe = jax.jit(agent.act), jax.jit(agent.observe)
-    key, env_key, state_key = jax.random.split(key, 3)
-    first = jnp.ones(envs.streams, bool)
-    nothing = agent.no_action(envs.streams), jnp.zeros(envs.streams)
-    seed = int(jax.random.randint(env_key, (), 0, 2**31 - 1))
-    observation = observe(envs.reset(seed), *nothing, first)
-    hidden = agent.initial_state(state_key, envs.streams).hidden
-    done = np.zeros(envs.streams, int)
-    totals = {name: np.zeros(envs.streams) for name in AVERAGED}
     limit = _limit(max_steps, each)
-    for t in range(limit):
-        key, act_key = jax.random.split(key)
-        hidden, chosen = act(variables, hidden, observation, first, None if greedy else act_key)
-        out = envs.step(np.asarray(agent.to_env(chosen.action)))
-        counts = (out.ended | ((t + 1 == limit) & (out.mask > 0))) & (done < each)
-        done += counts
-        totals = {name: totals[name] + counts * getattr(out, name) for name in AVERAGED}
-        if (done >= each).all():
-            break
-        first = jnp.asarray(out.first)
-        observation = observe(out.observation, chosen.action, out.reward, first)
-    return _averages(totals, float(done.sum()), envs.knows_success)
+    act, observe = jax.jit(agent.act), jax.jit(agent.observe)
+
+    def evaluate(variables: PyTree, key: Array) -> dict[str, float]:
+        key, env_key, state_key = jax.random.split(key, 3)
+        first = jnp.ones(envs.streams, bool)
+        nothing = agent.no_action(envs.streams), jnp.zeros(envs.streams)
+        seed = int(jax.random.randint(env_key, (), 0, 2**31 - 1))
+        observation = observe(envs.reset(seed), *nothing, first)
+        hidden = agent.initial_state(state_key, envs.streams).hidden
+        done = np.zeros(envs.streams, int)
+        totals = {name: np.zeros(envs.streams) for name in AVERAGED}
+        for t in range(limit):
+            key, act_key = jax.random.split(key)
+            hidden, chosen = act(variables, hidden, observation, first, None if greedy else act_key)
+            out = envs.step(np.asarray(agent.to_env(chosen.action)))
+            counts = (out.ended | ((t + 1 == limit) & (out.mask > 0))) & (done < each)
+            done += counts
+            totals = {name: totals[name] + counts * getattr(out, name) for name in AVERAGED}
+            if (done >= each).all():
+                break
+            first = jnp.asarray(out.first)
+            observation = observe(out.observation, chosen.action, out.reward, first)
+        return _averages(totals, float(done.sum()), envs.knows_success)
+
+    return evaluate
 
 
 def _limit(max_steps: int, each: int) -> int:

@@ -1,27 +1,25 @@
 """A run: a folder in which a config becomes a trained agent."""
 
+import contextlib
+import dataclasses
 import json
+import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import jax
 
 from snaprl.training import meters, provenance, sinks
-from snaprl.training import schema as schemas
-from snaprl.training.actors import ActorLoop
-from snaprl.training.build import Built, build, make_engine, make_envs
 from snaprl.training.checkpoints import Checkpoints, tell_of_damage
 from snaprl.training.config import AnyConfig, dumps, load
-from snaprl.training.device_loop import DeviceLoop
 from snaprl.training.errors import UserError
-from snaprl.training.evaluate import evaluate_on_device, evaluate_on_host
-from snaprl.training.host_envs import HostEnvs
-from snaprl.training.mesh import spread
+from snaprl.training.loops import prepare, shapes
+from snaprl.training.measure import make_measure, score
 from snaprl.training.progress import Progress
 from snaprl.training.supervised.schema import SupervisedConfig
 
@@ -30,61 +28,10 @@ PyTree = Any
 FREE = {"training.steps", "training.report_every", "training.checkpoint_every"}
 FREE |= {"actors.restarts", "actors.patience_s", "actors.ray_address", "actors.ray_cpus"}
 FREE |= {"training.keep_checkpoints", "evaluation.episodes", "evaluation.max_steps"}
-FREE |= {"evaluation.steps"}
-OURS = ("config.toml", "metrics.jsonl", "checkpoints")  # a folder with one of them is no new one
-
-
-class Loop(Protocol):
-    """What trains: an environment, an agent and a learner that go on from a state of their own."""
-
-    exact: bool
-
-    @property
-    def knows_success(self) -> bool:
-        """Whether the task says which episodes succeed."""
-        ...
-
-    def init(self, key: jax.Array) -> PyTree:
-        """The state before the first update."""
-        ...
-
-    def run(
-        self, state: PyTree, updates: int, stop: Callable[[], bool] = ...
-    ) -> tuple[PyTree, meters.Chunk]:
-        """Makes updates, or fewer where it is asked to stop; `state` is consumed."""
-        ...
-
-    def restore(self, state: PyTree) -> PyTree:
-        """Goes on from a state that was saved."""
-        ...
-
-    def close(self) -> None:
-        """Gives back what is held open."""
-        ...
-
-
-class Work(Protocol):
-    """How much there is to do."""
-
-    @property
-    def updates(self) -> int:
-        """Of the whole training."""
-        ...
-
-    @property
-    def updates_per_report(self) -> int:
-        """Between two reports."""
-        ...
-
-    @property
-    def steps_per_update(self) -> int:
-        """Over all streams together."""
-        ...
-
-    @property
-    def facts(self) -> Mapping[str, str]:
-        """What a checkpoint belongs to besides its config, such as a vocabulary."""
-        ...
+FREE |= {"evaluation.steps", "evaluation.every", "evaluation.episodes_each"}
+FREE |= {"training.wandb"}
+LAST, BEST = "checkpoints", "best"  # folders of checkpoints
+OURS = ("config.toml", "metrics.jsonl", LAST)  # a folder with one of them is no new one
 
 
 class Run:
@@ -116,7 +63,10 @@ class Run:
         if resume and not (folder / "config.toml").exists():
             raise UserError(f"{folder} holds no run to resume: leave --resume out to start one")
         self._built, self._loop = prepare(config)
-        self._checkpoints = Checkpoints(folder / "checkpoints", config.training.keep_checkpoints)
+        self._checkpoints = Checkpoints(folder / LAST, config.training.keep_checkpoints)
+        self._best, self._best_score = Checkpoints(folder / BEST, keep=1), -math.inf
+        each = None if isinstance(config, SupervisedConfig) else config.evaluation.episodes_each
+        self._measure = make_measure(config, self._built, each)
         self._resume = resume
 
     def train(self) -> dict[str, float]:
@@ -136,6 +86,7 @@ class Run:
             begin_s = time.monotonic() - told
             report: dict[str, float] = {"step": step}
             due = _next(step, self.config.training.checkpoint_every)
+            evaluation_due = _next(step, self.config.evaluation.every)
             with Progress(total, f"{self.name}, seed {self.config.seed}", step) as progress:
                 while update < built.updates and not stop:
                     start_s = time.monotonic()
@@ -151,6 +102,9 @@ class Run:
                     report = {"step": step, "wall_s": now_s - begin_s}
                     report |= meters.report(chunk, knows_success=loop.knows_success)
                     report["steps_per_s"] = count * built.steps_per_update / (now_s - start_s)
+                    if step >= evaluation_due:
+                        report |= self._evaluated(state, step)
+                        evaluation_due = _next(step, self.config.evaluation.every)
                     sink.write(report)
                     progress.report(report)
                     if step >= due:
@@ -162,6 +116,17 @@ class Run:
         if stop:
             print(f"snaprl: stopped at step {step}; go on with --resume", file=sys.stderr)
         return report
+
+    def _evaluated(self, state: PyTree, step: int) -> dict[str, float]:
+        """What an evaluation says; the state is kept where none before was as good."""
+        # a key of its own: training draws what it would draw without
+        key = jax.random.fold_in(jax.random.key(self.config.seed), step)
+        found = self._measure(state, key)
+        found.pop("episodes", None)
+        if score(found) > self._best_score:
+            self._best_score = score(found)
+            self._best.save(step, state)
+        return found
 
     def _begin(self) -> tuple[Any, int, float]:
         """The state to go on from, the updates that it has seen, and the seconds they took."""
@@ -187,7 +152,11 @@ class Run:
             )
         self._write("config.toml", dumps(self.config))
         rows = sinks.read_rows(self.folder / "metrics.jsonl")
-        walls = [float(r["wall_s"] or 0) for r in rows if int(r["step"] or 0) <= restored.step]
+        rows = [row for row in rows if int(row["step"] or 0) <= restored.step]
+        self._best.discard(tuple(step for step in self._best.steps() if step > restored.step))
+        if self._best.steps():
+            self._best_score = max(map(score, rows), default=-math.inf)
+        walls = [float(row["wall_s"] or 0) for row in rows]
         update = restored.step // self._built.steps_per_update
         return self._loop.restore(restored.state), update, walls[-1] if walls else 0.0
 
@@ -207,12 +176,16 @@ class Run:
     @contextmanager
     def _sinks(self, step: int) -> Iterator[sinks.Sink]:
         keep = step if self._resume else None
-        sink = sinks.Fanout(
-            [
-                sinks.JsonlSink(self.folder / "metrics.jsonl", keep),
-                sinks.TensorBoardSink(self.folder / "tensorboard", keep),
-            ]
-        )
+        places: list[sinks.Sink] = [
+            sinks.JsonlSink(self.folder / "metrics.jsonl", keep),
+            sinks.TensorBoardSink(self.folder / "tensorboard", keep),
+        ]
+        if self.config.training.wandb:
+            project, told = self.config.training.wandb, dataclasses.asdict(self.config)
+            places.append(
+                sinks.WandbSink(project, self.folder, f"{self.name}-{told['seed']}", told)
+            )
+        sink = sinks.Fanout(places)
         try:
             yield sink
         finally:
@@ -223,8 +196,9 @@ class Run:
         try:
             yield
         finally:
-            self._loop.close()
-            self._checkpoints.close()
+            with contextlib.ExitStack() as stack:  # whatever one of them raises
+                for held in (self._checkpoints, self._best, self._measure, self._loop):
+                    stack.callback(held.close)
 
     def _check(self, chunk: meters.Chunk, update: int) -> None:
         steps = self._built.steps_per_update
@@ -244,49 +218,9 @@ class Run:
             raise UserError(f"training stopped, for {error}; {self._kept()}") from error
 
     def _kept(self) -> str:
+        self._checkpoints.wait()
         kept = self._checkpoints.steps()
         return f"the checkpoint of step {kept[-1]} is kept" if kept else "none was saved yet"
-
-
-def prepare(config: AnyConfig) -> tuple[Work, Loop]:
-    """Builds what a config describes, and the loop that trains it."""
-    if isinstance(config, SupervisedConfig):
-        from snaprl.training.supervised import build as supervised
-
-        built = supervised.build(config)
-        return built, supervised.make_loop(config, built)
-    built = build(config)
-    return built, make_loop(config, built)
-
-
-def make_loop(config: schemas.Config, built: Built) -> Loop:
-    """The loop that fits the environment."""
-    t = config.training
-    if built.pure is not None:
-        return DeviceLoop(
-            built.agent,
-            built.learner,
-            built.pure,
-            streams=t.streams,
-            unroll=t.unroll,
-            updates_per_chunk=built.updates_per_report,
-        )
-    a = config.actors
-    learner, places = built.learner, {}
-    if t.devices != 1:
-        mesh = spread(t.devices, built.steps_per_update // t.unroll)
-        learner, places = mesh.learner(learner), {"put": mesh.put, "keep": mesh.keep}
-    return ActorLoop(
-        built.agent,
-        learner,
-        make_engine(config, built),
-        streams=t.streams,
-        unroll=t.unroll,
-        actors=a.count,
-        per_update=a.per_update or a.count,
-        window=a.window,
-        **places,
-    )
 
 
 def resumed_config(folder: Path, overrides: list[str], name: str) -> AnyConfig:
@@ -313,51 +247,62 @@ def resumed_config(folder: Path, overrides: list[str], name: str) -> AnyConfig:
     return config
 
 
-def evaluate(folder: Path, *, episodes: int | None = None, seed: int = 0) -> dict[str, float]:
-    """Evaluates a run's last checkpoint, greedily and by drawing actions.
+def evaluate(
+    folder: Path, *, episodes: int | None = None, seed: int = 0, best: bool = False
+) -> dict[str, float]:
+    """Measures a run's last checkpoint: an agent greedily and by drawing actions, a model on tasks.
 
     Args:
-      folder: the run's.
-      episodes: how many for each; by default the config's `evaluation.episodes`.
-      seed: of the episodes.
+      folder: the run's, which may be going on.
+      episodes: how many an agent plays for each; by default the config's `evaluation.episodes`.
+      seed: of what is drawn.
+      best: take the checkpoint that was best by the evaluations during training.
 
     Returns:
-      `step`, `episodes`, `eval_...` (the policy as it is, actions drawn) and `eval_greedy_...`.
+      `step`; of an agent `episodes`, `eval_...` (the policy as it is, actions drawn) and
+      `eval_greedy_...`; of a supervised model what its task measures.
+    """
+    saved = read(folder, best=best)
+    measure = make_measure(saved.config, saved.built, episodes)
+    result = measure(saved.state, jax.random.key(seed))
+    measure.close()
+    return {"step": saved.step} | measure.about(saved.state) | result
+
+
+class Saved(NamedTuple):
+    """A checkpoint, and what it belongs to."""
+
+    config: AnyConfig
+    built: Any
+    step: int
+    state: PyTree
+
+
+def read(folder: Path, *, best: bool = False) -> Saved:
+    """Reads a run's last checkpoint, or its best one.
+
+    Raises:
+      UserError: there is none.
     """
     if not (folder / "config.toml").exists():
         raise UserError(f"{folder} is no run: there is no config.toml in it")
+    if best and not (folder / BEST).is_dir():
+        raise UserError(
+            f"{folder} has no best checkpoint: nothing was evaluated during training; "
+            "evaluation.every says how often that is done"
+        )
     config = load(folder / "config.toml")
-    if isinstance(config, SupervisedConfig):
-        from snaprl.training.supervised import measure
-
-        return measure.run(config, folder, episodes=episodes, seed=seed)
-    built = build(config)
-    loop = make_loop(config, built)
-    checkpoints = Checkpoints(folder / "checkpoints")
-    like = (
-        jax.eval_shape(loop.init, jax.random.key(0)) if built.pure else loop.init(jax.random.key(0))
-    )
-    restored = checkpoints.restore(like)
-    loop.close()
+    built, loop = prepare(config)
+    provenance.compare(folder, built.facts)
+    checkpoints = Checkpoints(folder / (BEST if best else LAST))
+    try:
+        restored = checkpoints.restore(shapes(loop))
+    finally:
+        checkpoints.close()
+        loop.close()
     if restored.damaged:
         tell_of_damage(restored)
-    variables = restored.state.learner.variables
-    count = episodes or config.evaluation.episodes
-    result: dict[str, float] = {"step": restored.step}
-    for prefix, greedy in (("eval_", False), ("eval_greedy_", True)):
-        key = jax.random.key(seed)
-        options = {"episodes": count, "greedy": greedy, "max_steps": config.evaluation.max_steps}
-        if built.pure is not None:
-            numbers = evaluate_on_device(built.agent, built.pure, variables, key, **options)
-        else:
-            copies = min(config.training.streams, count)
-            envs = HostEnvs(make_envs(config, copies))
-            numbers = evaluate_on_host(built.agent, envs, variables, key, **options)
-            envs.close()
-        result["episodes"] = numbers.pop("episodes")
-        result |= {prefix + name: value for name, value in numbers.items()}
-    checkpoints.close()
-    return result
+    return Saved(config, built, restored.step, restored.state)
 
 
 def _what(config: AnyConfig) -> str:
@@ -387,13 +332,12 @@ def _interruptible() -> Iterator[list[bool]]:
             signal.signal(number, handler)
 
 
-def _next(step: int, every: int) -> int:
-    return (step // every + 1) * every
+def _next(step: int, every: int) -> float:
+    """The next multiple of `every`; infinity where it is 0."""
+    return (step // every + 1) * every if every else math.inf
 
 
 def _flat(config: AnyConfig) -> dict[str, Any]:
-    import dataclasses
-
     flat: dict[str, Any] = {}
     for key, value in dataclasses.asdict(config).items():
         if isinstance(value, dict):

@@ -16,6 +16,9 @@ UNSEEN = (  # keys that change nothing that is learnt
     "training.report_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.wandb",
+    "evaluation.every",
+    "evaluation.episodes_each",
 )
 CELL_WORDS = {
     "simple": "simple RNN",

@@ -158,6 +158,8 @@ class TrainingConfig:
     checkpoint_every: Count = 500_000
     # how many of the latest checkpoints are kept
     keep_checkpoints: Count = 3
+    # project at Weights & Biases that reports go to as well
+    wandb: str = ""
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,11 @@ class EvaluationConfig:
     episodes: Count = 1000
     # steps after which an episode is over for the evaluation, whatever the environment says
     max_steps: Count = 10_000
+    # environment steps between two evaluations during training, whose best checkpoint is kept; 0
+    # for none
+    every: Annotated[int, Within(0)] = 0
+    # episodes of each of these
+    episodes_each: Count = 100
 
 
 @dataclass(frozen=True)

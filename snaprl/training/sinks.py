@@ -9,6 +9,7 @@ import importlib
 import json
 import math
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -134,6 +135,59 @@ class TensorBoardSink:
         """Closes the event file."""
         with _told_about(self._folder):
             self._writer.close()
+
+
+class WandbSink:
+    """Sends the numbers of reports to Weights & Biases, under TensorBoard's names.
+
+    A run that is continued goes on as the same run there: its folder remembers under which id.
+    What is said where, and whether the network is used at all, is up to wandb's own settings, such
+    as `WANDB_MODE=offline`.
+
+    Args:
+        project: The project there.
+        folder: The run's folder.
+        name: The run's name there.
+        config: What the run was told to do.
+
+    Raises:
+        UserError: wandb is not installed, or does not start.
+    """
+
+    def __init__(self, project: str, folder: Path, name: str, config: Mapping[str, Any]) -> None:
+        try:
+            import wandb  # pyright: ignore[reportMissingImports]
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"training.wandb = '{project}' needs wandb: pip install 'snaprl[wandb]'"
+            ) from error
+        file = folder / "wandb-id"
+        with _told_about(file):
+            if not file.exists():
+                file.write_text(secrets.token_hex(4), encoding="utf-8")
+            held = file.read_text(encoding="utf-8").strip()
+        try:
+            self._run = wandb.init(
+                project=project, name=name, id=held, resume="allow", dir=folder, config=dict(config)
+            )
+        except wandb.Error as error:
+            raise UserError(
+                f"wandb does not start: {error}; log in there, set WANDB_MODE=offline, or leave "
+                "training.wandb out"
+            ) from error
+
+    def write(self, report: Report) -> None:
+        """Hands the numbers of the report to wandb, which sends them in the background."""
+        numbers = {
+            _tag(name): value
+            for name, value in report.items()
+            if name not in ("step", "wall_s") and not isinstance(value, str)
+        }
+        self._run.log(numbers, step=int(report["step"]))
+
+    def close(self) -> None:
+        """Ends the run there."""
+        self._run.finish()
 
 
 class Fanout:

@@ -12,8 +12,8 @@ from snaprl.training import meters
 from snaprl.training.build import Built
 from snaprl.training.build import build as built_from
 from snaprl.training.learner import make_learner
+from snaprl.training.loops import make_loop
 from snaprl.training.optimizers import optimizer
-from snaprl.training.run import make_loop
 from snaprl.training.schema import AgentConfig, Config, EnvConfig, OptimizerConfig, TrainingConfig
 
 pytestmark = pytest.mark.learning

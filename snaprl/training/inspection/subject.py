@@ -11,12 +11,11 @@ import numpy as np
 from snaprl.cores import sparsity
 from snaprl.cores.cells import unitwise
 from snaprl.training import parts, runs
-from snaprl.training.build import Built, build
-from snaprl.training.checkpoints import Checkpoints
+from snaprl.training.build import build
 from snaprl.training.config import load
 from snaprl.training.errors import UserError
 from snaprl.training.inspection import stream
-from snaprl.training.run import make_loop
+from snaprl.training.run import read
 from snaprl.training.schema import Config
 
 Array = jax.Array
@@ -96,7 +95,7 @@ def of_run(folder: Path, *, steps: int, streams: int, seed: int) -> Subject:
     if not isinstance(config, Config):
         raise UserError(f"{folder} holds a supervised run: only agents' cores are inspected")
     built = build(config)
-    variables = _trained(config, built, folder)
+    variables = read(folder).state.learner.variables
     cell, params, mask = _core(config, variables, folder)
     key = jax.random.key(seed)
     xs, resets = stream.seen(config, built, variables, steps=steps, streams=streams, key=key)
@@ -105,18 +104,6 @@ def of_run(folder: Path, *, steps: int, streams: int, seed: int) -> Subject:
     words = [runs.label(settings, [*env, "agent.cell"]), f"{config.agent.features} units"]
     words += [f"fan-in {config.agent.fan_in}"] if config.agent.fan_in else []
     return Subject(", ".join(words), cell, params, mask, xs, resets)
-
-
-def _trained(config: Config, built: Built, folder: Path) -> PyTree:
-    """The variables of the last checkpoint."""
-    loop, key = make_loop(config, built), jax.random.key(0)
-    like = jax.eval_shape(loop.init, key) if built.pure else loop.init(key)
-    checkpoints = Checkpoints(folder / "checkpoints")
-    try:
-        return checkpoints.restore(like).state.learner.variables
-    finally:
-        checkpoints.close()
-        loop.close()
 
 
 def _core(config: Config, variables: PyTree, folder: Path) -> tuple[nn.RNNCellBase, PyTree, PyTree]:

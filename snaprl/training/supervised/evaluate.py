@@ -14,77 +14,73 @@ from snaprl.training.supervised.types import Array, Exam, PyTree, Symbols, Task,
 CHUNK = 8192  # tokens that run in one program
 
 
-def evaluate(
-    model: SequenceModel,
-    task: Task,
-    variables: PyTree,
-    shared: PyTree,
-    *,
-    steps: int,
-    seed: int = 0,
-) -> dict[str, float]:
+class Evaluator:
     """Measures a model on each of a task's exams, without learning.
 
     A stream's state is carried from its first step to its last: nothing but the task resets it.
-
-    Args:
-      model: what is measured.
-      task: what it is measured on.
-      variables: the model's.
-      shared: where the task's curriculum stands, if it has one.
-      steps: tokens to read where an exam has no end.
-      seed: of tasks that draw.
-
-    Returns:
-      `eval_loss` and, for symbols, `eval_bits_per_char` and `eval_accuracy`; where an exam has a
-      name, as `eval_NAME_loss`.
+    What it compiles, it keeps for the next call.
     """
-    # every method has the same forward pass, and this one remembers nothing beside it
-    plain = model.clone(method=BPTT())
-    result = {}
-    for name, exam in task.exams.items():
-        wanted = -(-steps // exam.streams) if exam.steps is None else exam.steps
-        sums = _take(plain, task, exam, variables, shared, wanted, jax.random.key(seed))
-        prefix = f"eval_{name}_" if name else "eval_"
-        result |= {prefix + key: value for key, value in meters.of_targets(sums).items()}
-    return result
 
+    def __init__(self, model: SequenceModel, task: Task, *, steps: int):
+        """Compiles nothing yet.
 
-def _take(
-    model: SequenceModel,
-    task: Task,
-    exam: Exam,
-    variables: PyTree,
-    shared: PyTree,
-    steps: int,
-    key: Array,
-) -> dict[str, float]:
-    """Sums over an exam, `Totals` by name."""
-    data = jax.tree.map(jnp.asarray, exam.data)
-    state_key, task_key = jax.random.split(key)
-    state = model.initial_state(state_key, exam.streams)
-    streams = task.init(data, task_key, exam.streams)
-    apply: Any = model.apply
+        Args:
+          model: what is measured.
+          task: what it is measured on.
+          steps: tokens to read where an exam has no end.
+        """
+        # every method has the same forward pass, and this one remembers nothing beside it
+        self._model, self._task, self._steps = model.clone(method=BPTT()), task, steps
+        self._read = jax.jit(self._read_traced, static_argnames="steps")
 
-    def read(steps: int) -> Any:
-        def run(
-            variables: PyTree, data: PyTree, streams: PyTree, state: PyTree
-        ) -> tuple[PyTree, PyTree, Totals]:
-            streams, piece = task.draw(data, streams, shared, steps)
-            state, outputs = apply(variables, state, piece.inputs, piece.first)
-            return streams, state, totals(model.targets, outputs, piece)
+    def __call__(self, variables: PyTree, shared: PyTree, key: Array) -> dict[str, float]:
+        """Measures.
 
-        return jax.jit(run)
+        Args:
+          variables: the model's.
+          shared: where the task's curriculum stands, if it has one.
+          key: for tasks that draw; consumed.
 
-    chunk = max(1, CHUNK // exam.streams)
-    whole, rest = divmod(steps, chunk)
-    sums = dict.fromkeys(Totals._fields, 0.0)  # in 64 bits, for splits may be long
-    for length, times in ((chunk, whole), (rest, 1 if rest else 0)):
-        run = read(length)
-        for _ in range(times):
-            streams, state, news = run(variables, data, streams, state)
+        Returns:
+          `eval_loss` and, for symbols, `eval_bits_per_char` and `eval_accuracy`; where an exam has
+          a name, as `eval_NAME_loss`.
+        """
+        result = {}
+        for name, exam in self._task.exams.items():
+            sums = self._take(exam, variables, shared, key)
+            prefix = f"eval_{name}_" if name else "eval_"
+            result |= {prefix + key: value for key, value in meters.of_targets(sums).items()}
+        return result
+
+    def _take(self, exam: Exam, variables: PyTree, shared: PyTree, key: Array) -> dict[str, float]:
+        """Sums over an exam, `Totals` by name."""
+        data = jax.tree.map(jnp.asarray, exam.data)
+        state_key, task_key = jax.random.split(key)
+        state = self._model.initial_state(state_key, exam.streams)
+        streams = self._task.init(data, task_key, exam.streams)
+        wanted = -(-self._steps // exam.streams) if exam.steps is None else exam.steps
+        chunk = max(1, CHUNK // exam.streams)
+        whole, rest = divmod(wanted, chunk)
+        sums = dict.fromkeys(Totals._fields, 0.0)  # in 64 bits, for splits may be long
+        for length in [chunk] * whole + [rest] * (rest > 0):
+            streams, state, news = self._read(variables, shared, data, streams, state, steps=length)
             for name, value in news._asdict().items():
                 sums[name] += float(value)
-    if not isinstance(task.targets, Symbols):
-        del sums["correct"]
-    return sums
+        if not isinstance(self._task.targets, Symbols):
+            del sums["correct"]
+        return sums
+
+    def _read_traced(
+        self,
+        variables: PyTree,
+        shared: PyTree,
+        data: PyTree,
+        streams: PyTree,
+        state: PyTree,
+        *,
+        steps: int,
+    ) -> tuple[PyTree, PyTree, Totals]:
+        apply: Any = self._model.apply
+        streams, piece = self._task.draw(data, streams, shared, steps)
+        state, outputs = apply(variables, state, piece.inputs, piece.first)
+        return streams, state, totals(self._model.targets, outputs, piece)

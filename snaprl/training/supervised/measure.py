@@ -1,37 +1,43 @@
-"""`snaprl evaluate` for a supervised run."""
+"""What a supervised model has learnt, measured on its task."""
 
-from pathlib import Path
+from typing import Any
 
 import jax
 
-from snaprl.training import provenance
-from snaprl.training.checkpoints import Checkpoints, tell_of_damage
 from snaprl.training.errors import UserError
-from snaprl.training.supervised.build import build, make_loop
-from snaprl.training.supervised.evaluate import evaluate
+from snaprl.training.supervised.build import SupervisedBuilt
+from snaprl.training.supervised.evaluate import Evaluator
 from snaprl.training.supervised.model import parameter_count
 from snaprl.training.supervised.schema import SupervisedConfig
 
+PyTree = Any
 
-def run(
-    config: SupervisedConfig, folder: Path, *, episodes: int | None, seed: int
-) -> dict[str, float]:
-    """Measures a run's last checkpoint on the task's splits, or on fresh streams."""
-    if episodes is not None:
-        raise UserError("--episodes is for agents: a task is measured over evaluation.steps")
-    built = build(config)
-    provenance.compare(folder, built.facts)
-    loop = make_loop(config, built)
-    checkpoints = Checkpoints(folder / "checkpoints")
-    restored = checkpoints.restore(jax.eval_shape(loop.init, jax.random.key(0)))
-    checkpoints.close()
-    if restored.damaged:
-        tell_of_damage(restored)
-    state = loop.restore(restored.state)
-    variables = state.learner.variables
-    steps = config.evaluation.steps
-    result = evaluate(built.model, built.task, variables, state.shared, steps=steps, seed=seed)
-    told = {name: float(value) for name, value in built.task.told(state.shared).items()}
-    references = {f"reference_{k}": v for k, v in built.task.references().items()}
-    parameters = parameter_count(variables)
-    return {"step": restored.step, "parameters": parameters} | told | result | references
+
+class SupervisedMeasure:
+    """Measures on the task's splits, or on fresh streams."""
+
+    def __init__(
+        self, config: SupervisedConfig, built: SupervisedBuilt, episodes: int | None = None
+    ):
+        """Compiles nothing yet.
+
+        Raises:
+          UserError: episodes are asked for, and tasks have none.
+        """
+        if episodes is not None:
+            raise UserError("--episodes is for agents: a task is measured over evaluation.steps")
+        self._task = built.task
+        self._evaluate = Evaluator(built.model, built.task, steps=config.evaluation.steps)
+
+    def __call__(self, state: PyTree, key: jax.Array) -> dict[str, float]:
+        """See `Evaluator`."""
+        return self._evaluate(state.learner.variables, state.shared, key)
+
+    def about(self, state: PyTree) -> dict[str, float]:
+        """How many parameters there are, how far the task has got, and scores to compare with."""
+        told = {name: float(value) for name, value in self._task.told(state.shared).items()}
+        references = {f"reference_{k}": v for k, v in self._task.references().items()}
+        return {"parameters": parameter_count(state.learner.variables)} | told | references
+
+    def close(self) -> None:
+        """Nothing is open."""

@@ -81,6 +81,8 @@ class SupervisedTrainingConfig:
     checkpoint_every: Count = 500_000
     # how many of the latest checkpoints are kept
     keep_checkpoints: Count = 3
+    # project at Weights & Biases that reports go to as well
+    wandb: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ class SupervisedEvaluationConfig:
 
     # tokens to average over
     steps: Count = 100_000
+    # tokens between two evaluations during training, whose best checkpoint is kept; 0 for none
+    every: Annotated[int, Within(0)] = 0
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def _is_done(job: Job) -> bool:
 
 def _check_builds(plan: Plan) -> None:
     """Builds every kind of run once, so that what is wrong is said before anything is computed."""
-    from snaprl.training.run import prepare
+    from snaprl.training.loops import prepare
 
     for job in {job.name: job for job in plan.jobs}.values():
         try:

@@ -218,5 +218,8 @@ def test_none_is_said_and_nothing_is_made(tmp_path):
 
 def test_what_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").write_text("")
+    checkpoints = Checkpoints(tmp_path / "file" / "c")
+    checkpoints.save(1, {"x": jnp.ones(1)})
     with pytest.raises(UserError, match=r"^the checkpoint of step 1 cannot be written to .*file/c"):
-        Checkpoints(tmp_path / "file" / "c").save(1, {"x": jnp.ones(1)})
+        checkpoints.wait()
+    checkpoints.close()

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from snaprl.agents import Action, Agent
 from snaprl.cores import CoreState
 from snaprl.envs import PureEnv, Step, auto_reset
-from snaprl.training.evaluate import COPIES, evaluate_on_device, evaluate_on_host
+from snaprl.training.evaluate import COPIES, device_evaluator, host_evaluator
 from snaprl.training.host_envs import HostEnvs
 
 SHORT, LONG, NEVER = 1, 9, 10**6
@@ -63,7 +63,7 @@ def lengths(short: int, long: int, knows_success: bool = True) -> PureEnv:
 
 def on_device(env: PureEnv, **options) -> dict[str, float]:
     options = {"episodes": 1000, "greedy": True, "max_steps": 50} | options
-    return evaluate_on_device(rigged(), auto_reset(env), {}, jax.random.key(0), **options)
+    return device_evaluator(rigged(), auto_reset(env), **options)({}, jax.random.key(0))
 
 
 @pytest.mark.parametrize("episodes", [1, 5, COPIES, COPIES + 1, 1000])
@@ -128,7 +128,7 @@ def on_host(mode: AutoresetMode, copies: int = 4, only: int | None = None, **opt
     makers = [lambda k=k: Lengths(k, only) for k in range(copies)]
     envs = HostEnvs(SyncVectorEnv(makers, autoreset_mode=mode))
     options = {"episodes": 8, "greedy": True, "max_steps": 50} | options
-    found = evaluate_on_host(rigged(), envs, {}, jax.random.key(0), **options)
+    found = host_evaluator(rigged(), envs, **options)({}, jax.random.key(0))
     envs.close()
     return found
 

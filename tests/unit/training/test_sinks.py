@@ -19,6 +19,7 @@ from snaprl.training.sinks import (
     JsonlSink,
     NullSink,
     TensorBoardSink,
+    WandbSink,
     read_rows,
 )
 
@@ -223,3 +224,55 @@ def test_tensorboard_in_an_impossible_place_is_told(tmp_path):
 def test_tensorboardx_is_imported_by_its_sink_only():
     program = "import sys, snaprl.training.sinks; sys.exit('tensorboardX' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+# ---- Weights & Biases ------------------------------------------------------------------------
+
+
+class FakeWandb:
+    """Stands for the module: what it was told."""
+
+    class Error(Exception):
+        """As wandb's own."""
+
+    def __init__(self, *, broken: bool = False):
+        self.begun: list[dict] = []
+        self.logged: list[tuple[int, dict]] = []
+        self.finished = 0
+        self._broken = broken
+
+    def init(self, **options):
+        if self._broken:
+            raise self.Error("no API key")
+        self.begun.append(options)
+        return self
+
+    def log(self, numbers, step):
+        self.logged.append((step, numbers))
+
+    def finish(self):
+        self.finished += 1
+
+
+def test_wandb_is_told_the_same_and_a_run_goes_on_as_itself(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for step in (5, 10):
+        sink = WandbSink("memory", tmp_path, "tmaze-3", {"seed": 3})
+        sink.write({"step": step, "wall_s": 1.0, "loss": 0.5, "eval_success": 1.0, "task": "x"})
+        sink.close()
+    assert fake.logged == [(k, {"train/loss": 0.5, "eval/success": 1.0}) for k in (5, 10)]
+    first, second = fake.begun
+    assert first == second
+    assert (first["project"], first["name"], first["resume"]) == ("memory", "tmaze-3", "allow")
+    assert (first["config"], first["dir"]) == ({"seed": 3}, tmp_path)
+    assert fake.finished == 2
+
+
+def test_wandb_that_is_absent_or_does_not_start_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"^training.wandb = 'p' needs wandb: pip install"):
+        WandbSink("p", tmp_path, "name", {})
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(broken=True))
+    with pytest.raises(UserError, match=r"^wandb does not start: no API key; log in there, set"):
+        WandbSink("p", tmp_path, "name", {})

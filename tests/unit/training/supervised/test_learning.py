@@ -17,7 +17,7 @@ from snaprl.training.errors import UserError
 from snaprl.training.learner import make_learner
 from snaprl.training.supervised import loop as loops
 from snaprl.training.supervised.build import build, optimizer
-from snaprl.training.supervised.evaluate import evaluate
+from snaprl.training.supervised.evaluate import Evaluator
 from snaprl.training.supervised.loop import SupervisedLoop
 from snaprl.training.supervised.loss import make_loss, totals
 from snaprl.training.supervised.model import SequenceModel, parameter_count
@@ -211,9 +211,9 @@ def test_evaluation_carries_the_state_from_one_program_to_the_next(monkeypatch, 
     model = model_for(task)
     piece = jax.tree.map(jnp.asarray, drawn(task, steps=3, streams=B))
     variables, _ = start(model, piece)
-    whole = evaluate(model, task, variables, (), steps=1)
+    whole = Evaluator(model, task, steps=1)(variables, (), jax.random.key(0))
     monkeypatch.setattr("snaprl.training.supervised.evaluate.CHUNK", 7)
-    cut = evaluate(model, task, variables, (), steps=1)
+    cut = Evaluator(model, task, steps=1)(variables, (), jax.random.key(0))
     assert cut == pytest.approx(whole, rel=1e-5)
     assert whole.keys() == {
         f"eval_{split}_{name}"
@@ -237,10 +237,9 @@ def test_a_delayed_copy_is_learnt_update_by_update():
     assert np.mean(chunk.metrics["loss"][1:20]) > 0.5  # nats; chance is log 2 = 0.69
     assert np.mean(chunk.metrics["loss"][-100:]) < 0.2
     plain = make_loop(task, 1, 3000, method=BPTT(), rate=0.01, features=12)
-    assert (
-        evaluate(plain._model, task, state.learner.variables, (), steps=2000)["eval_accuracy"]
-        > 0.95
-    )
+    evaluate = Evaluator(plain._model, task, steps=2000)
+    found = evaluate(state.learner.variables, (), jax.random.key(0))
+    assert found["eval_accuracy"] > 0.95
 
 
 def test_numbers_have_a_loss_and_nothing_else():
@@ -250,7 +249,8 @@ def test_numbers_have_a_loss_and_nothing_else():
     found = meters.report(chunk, knows_success=False)
     assert found.keys() == {"loss", "gaps", "grad_norm"}
     assert chunk.episodes["targets"] == B * 4  # four sequences of each stream
-    evaluated = evaluate(loop._model, task, state.learner.variables, (), steps=512)
+    evaluate = Evaluator(loop._model, task, steps=512)
+    evaluated = evaluate(state.learner.variables, (), jax.random.key(0))
     assert evaluated.keys() == {"eval_loss"}
     assert evaluated["eval_loss"] > 0.1
 

@@ -1,0 +1,150 @@
+"""Runs that were interrupted, damaged or diverged: what is left of them, and how they go on."""
+
+import json
+import re
+import shutil
+import signal
+
+import pytest
+from system.command import (
+    CHECKPOINTS,
+    STEPS,
+    TASK,
+    assert_refused,
+    contents,
+    spoil_last_checkpoint,
+)
+
+from snaprl.training import run, sinks
+
+
+def test_nothing_to_resume_is_said(snaprl, task, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "empty", tmp_path / "absent"):
+        said = snaprl("train", task, "--run-dir", folder, "--resume")
+        assert_refused(said, f"{folder} holds no run to resume: leave --resume out to start one")
+    assert_refused(snaprl("train", task, "--resume"), "--resume needs --run-dir: .*")
+
+
+OTHER_RUN = {
+    "architecture": (["--agent.features", "5"], "agent.features = 4, not 5"),
+    "method": (["--method", "bptt"], "agent.method = snap1, not bptt"),
+    "seed": (["--seed", "1"], "seed = 0, not 1"),
+}
+
+
+@pytest.mark.parametrize(("flags", "difference"), OTHER_RUN.values(), ids=OTHER_RUN)
+def test_a_run_is_not_resumed_as_another(trained, copy, snaprl, flags, difference):
+    before = contents(copy)
+    said = snaprl("train", trained / "task.toml", "--run-dir", copy, "--resume", *flags)
+    assert_refused(said, f"the run in .* was made with {difference}: give another --run-dir .*")
+    assert contents(copy) == before
+
+
+def test_a_run_is_not_resumed_by_another_config(copy, snaprl):
+    before = contents(copy)
+    said = snaprl("train", "tmaze", "--run-dir", copy, "--resume")
+    assert_refused(said, "the run in .* was made from task, not from tmaze")
+    assert contents(copy) == before
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(trained, copy, snaprl):
+    file = copy / "config.toml"
+    file.write_text(file.read_text().replace("features = 4", "features = 5"))
+    before = contents(copy)
+    sentence = r".*512 belongs to another architecture: .* is float32\[.*\] there and .* here; .*"
+    assert_refused(snaprl("evaluate", copy), sentence)
+    said = snaprl("train", trained / "task.toml", "--run-dir", copy, "--resume")
+    assert_refused(said, sentence)
+    assert contents(copy) == before
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_used(trained, copy, snaprl):
+    step = spoil_last_checkpoint(copy)
+    sentence = f"snaprl: the checkpoint of step {step} is damaged: using that of step 256"
+    said = snaprl("evaluate", copy)
+    assert (said.code, said.err) == (0, sentence + "\n")
+    assert json.loads(said.out)["step"] == 256
+    said = snaprl("train", trained / "task.toml", "--run-dir", copy, "--resume")
+    assert said.code == 0
+    assert said.err.startswith(sentence)
+    whole = run.Checkpoints(copy / "checkpoints").steps()
+    assert whole == CHECKPOINTS
+    said = snaprl("evaluate", copy)
+    assert (said.err, json.loads(said.out)["step"]) == ("", STEPS)
+
+
+def test_checkpoints_that_are_all_damaged_are_refused(copy, snaprl):
+    spoil_last_checkpoint(copy)
+    shutil.rmtree(copy / "checkpoints" / "256")
+    assert_refused(snaprl("evaluate", copy), "no checkpoint in .* is whole: train anew")
+
+
+def test_a_loss_that_is_no_number_stops_the_run(snaprl, task, tmp_path):
+    flags = ["--optimizer.learning-rate", "1e30", "--training.report-every", "16"]
+    said = snaprl("train", task, "--run-dir", tmp_path / "run", *flags)
+    assert (said.code, said.out) == (2, ""), said
+    assert "Traceback" not in said.err
+    last = said.err.splitlines()[-1]
+    assert re.fullmatch(
+        r"snaprl: training stopped, for .*loss.* became NaN or infinite at update \d+ "
+        r"\(step \d+\); none was saved yet; a lower optimizer.learning_rate may help",
+        last,
+    ), last
+
+
+def test_a_reward_that_is_no_number_leaves_the_last_good_checkpoint(snaprl, task, tmp_path):
+    task.write_text(
+        TASK.replace("{ length = 3 }", "{ good_steps = 75 }").replace(
+            "[env]", "[env]\nid = 'tests/Pathological-v0'"
+        )
+    )
+    folder = tmp_path / "run"
+    said = snaprl("train", task, "--run-dir", folder)
+    assert said.code == 2
+    # the 76th step of 4 streams lies in the 19th update, which ends at step 19 * 4 * 4
+    assert re.search(
+        r"snaprl: training stopped, for actor 0: the environment gave nan in reward, stream \d, "
+        r"step 3 of segment 18; the checkpoint of step 256 is kept",
+        said.err.splitlines()[-1],
+    ), said.err
+    assert run.Checkpoints(folder / "checkpoints").steps() == [256]
+    assert [row["step"] for row in sinks.read_rows(folder / "metrics.jsonl")] == [128, 256]
+
+
+def test_episodes_of_an_environment_that_cannot_be_saved_start_anew(snaprl, task, tmp_path):
+    task.write_text(
+        TASK.replace("kwargs = { length = 3 }", "id = 'CartPole-v1'").replace("512", "256")
+    )
+    folder = tmp_path / "run"
+    assert snaprl("train", task, "--run-dir", folder).code == 0
+    said = snaprl("train", task, "--run-dir", folder, "--resume", "--steps", 384)
+    assert said.code == 0
+    assert "snaprl: CartPole-v1 cannot be saved, so its episodes start anew" in said.err
+    rows = sinks.read_rows(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [128, 256, 384]
+    assert "success" not in rows[0]  # nobody knows it
+    assert json.loads(snaprl("evaluate", folder).out)["eval_episode_return"] > 0
+
+
+# ---- what interrupts it ----------------------------------------------------------------------
+
+
+def test_ctrl_c_while_training_is_no_failure(snaprl, task, tmp_path, monkeypatch):
+    write = sinks.JsonlSink.write
+
+    def write_and_interrupt(self, report):
+        write(self, report)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(sinks.JsonlSink, "write", write_and_interrupt)
+    said = snaprl("train", task, "--run-dir", tmp_path / "run")
+    assert said.code == 0
+    assert "snaprl: stopped at step 128; go on with --resume\n" in said.err
+    assert run.Checkpoints(tmp_path / "run" / "checkpoints").steps() == [128]
+
+
+def test_ctrl_c_before_training_is_one_line(snaprl, task, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "prepare", lambda config: signal.raise_signal(signal.SIGINT))
+    said = snaprl("train", task, "--run-dir", tmp_path / "run")
+    assert said == (130, "", "snaprl: interrupted\n")
