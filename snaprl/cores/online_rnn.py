@@ -262,7 +262,7 @@ def _check_size(influence: PyTree, streams: int) -> None:
 
 def _memory() -> int:
     """Bytes of the device that arrays are put on."""
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -78,18 +78,21 @@ def build(config: Config) -> Built:
         given = f" (env.kwargs is {config.env.kwargs})" if isinstance(error, TypeError) else ""
         raise UserError(f"env.id {config.env.id}: {error}{given}") from error
     per_update = a.count if pure else a.per_update or a.count
-    steps_per_update = t.streams // a.count * per_update * t.unroll
-    # one of every actor and none ever lost
-    whole_bank = pure is not None or (a.engine == "local" and per_update == a.count)
-    updates = -(-t.steps // steps_per_update)
+    streams = t.streams // a.count * per_update
+    updates = -(-t.steps // (streams * t.unroll))
+    in_order = per_update == a.count  # a segment of every actor
+    whole_bank = in_order and (pure is not None or a.engine == "local")  # and none is ever lost
+    learns = learner(
+        config, agent, updates, streams=streams, in_order=in_order, whole_bank=whole_bank
+    )
     return Built(
         agent=agent,
-        learner=learner(config, agent, updates, per_update, whole_bank),
+        learner=learns,
         pure=envs.auto_reset(pure) if pure else None,
         observation_space=spaces.observation_space,
         updates=updates,
-        updates_per_report=max(1, min(updates, t.report_every // steps_per_update)),
-        steps_per_update=steps_per_update,
+        updates_per_report=max(1, min(updates, t.report_every // (streams * t.unroll))),
+        steps_per_update=streams * t.unroll,
     )
 
 
@@ -239,7 +242,7 @@ def loss(config: Config) -> Loss:
 
 
 def learner(
-    config: Config, agent: Agent, updates: int, per_update: int, whole_bank: bool
+    config: Config, agent: Agent, updates: int, *, streams: int, in_order: bool, whole_bank: bool
 ) -> Learner:
     """The learner that a config describes.
 
@@ -247,14 +250,14 @@ def learner(
       config: what is trained.
       agent: who.
       updates: of the whole training.
-      per_update: actors of which an update takes in a segment each.
-      whole_bank: whether an update takes in all streams.
+      streams: of an update.
+      in_order: see `make_learner`.
+      whole_bank: see `make_learner`.
 
     Raises:
       UserError: the streams cannot be shared out among the minibatches.
     """
     passes = config.loss.ppo if config.loss.name == "ppo" else PPOConfig(epochs=1)
-    streams = config.training.streams // config.actors.count * per_update
     if streams % passes.minibatches:
         raise UserError(
             f"the {streams} streams of an update cannot be shared out evenly among "
@@ -267,5 +270,6 @@ def learner(
         prepare=agent.prepare,
         epochs=passes.epochs,
         minibatches=passes.minibatches,
+        in_order=in_order,
         whole_bank=whole_bank,
     )

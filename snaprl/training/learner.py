@@ -47,6 +47,7 @@ def make_learner(
     prepare: Prepare | None = None,
     epochs: int = 1,
     minibatches: int = 1,
+    in_order: bool = False,
     whole_bank: bool = False,
 ) -> Learner:
     """Makes a learner.
@@ -60,8 +61,10 @@ def make_learner(
         state after the first one is what is carried on.
       minibatches: parts of a pass with an optimiser's step each. Streams are shuffled into parts of
         the same size, and none is cut in time.
-      whole_bank: promises that every segment holds all streams of the bank in order and that none
-        is ever lost, as loops in one process can: then no row is gathered or scattered.
+      in_order: promises that every segment holds all streams of the bank in order: then no row is
+        gathered or scattered, and on a mesh no state leaves its device.
+      whole_bank: promises, besides, that none is ever lost, as loops in one process can: then no
+        state is looked at.
 
     Returns:
       `init(variables, bank) -> LearnerState` and `update(state, segment) -> (state, metrics)`.
@@ -116,7 +119,7 @@ def make_learner(
         if whole_bank:
             carry, gaps = state.bank, jnp.zeros((), jnp.int32)
         else:
-            carry, gaps = withdraw(state, segment)
+            carry, gaps = withdraw(state, segment, in_order=in_order)
         learned, ready = _Learned(state.variables, state.optimizer), segment
         if prepare:
             variables, ready = prepare(state.variables, carry, segment)
@@ -132,7 +135,7 @@ def make_learner(
 
             learned, later = jax.lax.scan(again, learned, keys[1:])
             metrics = jax.tree.map(lambda m, rest: (m + rest.sum(0)) / epochs, metrics, later)
-        if whole_bank:
+        if whole_bank or in_order:
             bank, number = end, segment.number + 1
         else:
             bank = jax.tree.map(lambda b, c: b.at[segment.stream].set(c), state.bank, end)
@@ -174,8 +177,10 @@ def _rows_of(segment: Any, rows: Array) -> Any:
     )
 
 
-def withdraw(state: LearnerState, segment: Segment) -> tuple[CoreState, Array]:
-    """Takes a segment's streams from the bank.
+def withdraw(
+    state: LearnerState, segment: Segment, *, in_order: bool = False
+) -> tuple[CoreState, Array]:
+    """Takes a segment's streams from the bank; all of them, where they are in order.
 
     Where a segment is not the one that its stream sends next, the bank's state does not belong to
     it: the hidden state is the actor's, and the influence starts from zero.
@@ -183,10 +188,11 @@ def withdraw(state: LearnerState, segment: Segment) -> tuple[CoreState, Array]:
     Returns:
       The streams' states and how many had a gap. A stream's first segment is none.
     """
-    number = state.number[segment.stream]
+    number, rows = state.number, state.bank
+    if not in_order:
+        number, rows = jax.tree.map(lambda b: b[segment.stream], (number, rows))
     gap = segment.number != number
     fresh = gap | (segment.number == 0)
-    rows = jax.tree.map(lambda b: b[segment.stream], state.bank)
 
     def where_fresh(new: Array, old: Array) -> Array:
         return jnp.where(fresh.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)

@@ -188,14 +188,31 @@ def test_pieces_of_a_stream_come_to_the_state_of_the_whole(stream, start):
 def test_a_whole_bank_is_the_same_without_looking(stream, start):
     variables, state = start
     ends = []
-    for whole_bank in (True, False):
-        learner = make_learner(squared_error, optax.adam(0.01), whole_bank=whole_bank)
+    for promise in ({"whole_bank": True}, {}):
+        learner = make_learner(squared_error, optax.adam(0.01), **promise)
         update, learned = jax.jit(learner.update), learner.init(variables, state)
         history = []
         for batch in batches(stream, state.hidden):
             learned, metrics = update(learned, batch)
             history.append(metrics)
         ends.append((learned, history))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *ends)
+
+
+def test_streams_in_order_are_looked_at_and_not_looked_up(stream, start):
+    """The second of three segments is lost for the stream 1."""
+    variables, state = start
+    ends = []
+    for in_order in (True, False):
+        learner = make_learner(squared_error, optax.adam(0.01), in_order=in_order)
+        update, learned = jax.jit(learner.update), learner.init(variables, state)
+        gaps = []
+        for k, batch in enumerate(itertools.islice(batches(stream, state.hidden), 3)):
+            lost = (jnp.arange(B) == 1) & (k > 0)
+            learned, metrics = update(learned, batch._replace(number=batch.number + lost))
+            gaps.append(int(metrics["gaps"]))
+        assert gaps == [0, 1, 0]
+        ends.append(learned)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *ends)
 
 

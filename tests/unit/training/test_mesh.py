@@ -3,14 +3,15 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-# Devices are counted before jax starts: what follows runs in a process of its own.
-PROGRAM = """
+# Devices are counted before jax starts: what follows runs in processes of its own.
+SETTING = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np, optax
 import flax.linen as nn
@@ -36,9 +37,12 @@ def segment(streams, number):
         behaviour_log_prob=draw(T, streams), hidden=np.zeros((streams, 16), np.float32),
         stream=np.arange(streams, dtype=np.int32), number=np.full(streams, number, np.int32))
 
-def run(devices, streams, whole_bank):
+"""
+
+PROGRAM = """
+def run(devices, streams, **promise):
     mesh = spread(devices, streams)
-    learner = mesh.learner(make_learner(agent.loss, optax.adam(1e-2), whole_bank=whole_bank))
+    learner = mesh.learner(make_learner(agent.loss, optax.adam(1e-2), **promise))
     key = jax.random.key(0)
     state = mesh.keep(learner.init(agent.init(key, streams), agent.initial_state(key, streams)))
     update = jax.jit(learner.update, donate_argnums=0)
@@ -54,25 +58,56 @@ def run(devices, streams, whole_bank):
     return {"losses": losses, "params": params, "flops": cost["flops"], "placed": placed,
             "whole": whole, "compiled": update._cache_size(), "text": compiled.as_text()}
 
-found = {"same": [run(d, 8, True) for d in (1, 8)], "partial": [run(d, 8, False) for d in (1, 8)],
-         "scaled": {d: run(d, 4 * d, True) for d in (2, 4, 8)}}
+found = {"same": [run(d, 8, whole_bank=True) for d in (1, 8)],
+         "in order": [run(d, 8, in_order=True) for d in (1, 8)],
+         "any order": [run(d, 8) for d in (1, 8)],
+         "scaled": {d: run(d, 4 * d, in_order=True) for d in (2, 4, 8)}}
 print(json.dumps(found))
 """
 
 
+# Two hosts that share a learner: each brings the streams of its own device.
+BEGIN = """
+import sys, jax
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]), initialization_timeout=60)
+"""
+HOST = """
+mesh = spread(0, 8)
+learner = mesh.learner(make_learner(agent.loss, optax.adam(1e-2), whole_bank=True))
+key = jax.random.key(0)
+state = mesh.keep(learner.init(agent.init(key, 8), agent.initial_state(key, 8)))
+update = jax.jit(learner.update, donate_argnums=0)
+mine = slice(4 * jax.process_index(), 4 * jax.process_index() + 4)
+losses = []
+for number in range(3):
+    whole = segment(8, number)
+    rows = {f: getattr(whole, f)[mine] for f in ("hidden", "stream", "number")}
+    steps = whole._replace(hidden=(), stream=(), number=())
+    part = jax.tree.map(lambda x: x[:, mine], steps)._replace(**rows)
+    state, metrics = update(state, mesh.put(part))
+    losses.append(float(metrics["loss"]))
+params = [np.asarray(x).tolist() for x in jax.tree.leaves(state.variables["params"])]
+influence = jax.tree.leaves(state.bank.influence)[0]
+local = sum(shard.data.shape[0] for shard in influence.addressable_shards)
+print(json.dumps({"losses": losses, "params": params, "devices": jax.device_count(),
+                  "streams": [influence.shape[0], local]}))
+"""
+
+
+def environment(devices: int) -> dict[str, str]:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+
 @pytest.fixture(scope="module")
 def found() -> dict:
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
-    command = [sys.executable, "-c", PROGRAM]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    command = [sys.executable, "-c", SETTING + PROGRAM]
+    done = subprocess.run(command, env=environment(8), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("kind", ["same", "partial"])
+@pytest.mark.parametrize("kind", ["same", "in order", "any order"])
 def test_eight_devices_compute_what_one_computes(found, kind):
     one, eight = found[kind]
     assert one["losses"] == pytest.approx(eight["losses"], rel=1e-4)
@@ -111,3 +146,33 @@ def test_gradients_are_all_that_is_sent(found):
         assert 0 < summed <= 2 * 4 * params + 256
         for other in ("all-gather", "all-to-all", "collective-permute"):
             assert bytes_of(run["text"], other) == 0, other
+
+
+def test_two_hosts_compute_what_one_computes(found):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    command = [sys.executable, "-c", BEGIN + SETTING + HOST, address]
+    hosts = [
+        subprocess.Popen(
+            [*command, str(k)],
+            env=environment(1),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for k in range(2)
+    ]
+    try:
+        said = [host.communicate(timeout=300) for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
+    for host, (_, err) in zip(hosts, said, strict=True):
+        assert host.returncode == 0, err[-3000:]
+    one, _ = found["same"]
+    for out, _ in said:
+        told = json.loads(out.splitlines()[-1])
+        assert told["losses"] == pytest.approx(one["losses"], rel=1e-4)
+        for a, b in zip(told["params"], one["params"], strict=True):
+            assert np.array(a) == pytest.approx(np.array(b), abs=2e-4)
+        assert (told["devices"], told["streams"]) == (2, [8, 4])
