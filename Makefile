@@ -33,8 +33,11 @@ train: $(READY) ## train the T-maze (or CONFIG=...), evaluate it, draw its curve
 	@echo "weights   $(RUN)/checkpoints/"
 	@echo "Start again from nothing: remove $(RUN), or give another one with RUN=..."
 
+# The fast tests run thousands of small programs once: XLA need not optimise them.
+FAST := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true $$XLA_FLAGS"
+
 test: $(READY) ## the fast tests, on all cores
-	$(PY) -m pytest -n auto --dist loadfile -m "not slow and not learning" $(ARGS)
+	$(FAST) $(PY) -m pytest -n auto --dist loadfile -m "not slow and not learning" $(ARGS)
 
 test-all: $(READY) ## every test, slow and learning ones too
 	$(PY) -m pytest $(ARGS)
@@ -43,7 +46,7 @@ test-lowest: $(READY) ## the fast tests on the oldest dependencies that pyprojec
 	$(PY) -m venv --clear .venv-lowest
 	$(UV) pip install -p .venv-lowest/bin/python --resolution lowest-direct \
 		-e ".[minigrid,popgym,sparsity,test]"
-	.venv-lowest/bin/python -m pytest -m "not slow and not learning" $(ARGS)
+	$(FAST) .venv-lowest/bin/python -m pytest -n auto --dist loadfile -m "not slow and not learning" $(ARGS)
 
 lint: $(READY) ## formatting, lint and types, changing nothing
 	$(PY) -m ruff format --check .

@@ -1,6 +1,7 @@
 """Kills actors of a run every few seconds, and says what the run made of it.
 
 python benchmarks/chaos.py RUN                          3 minutes of tmaze_processes
+python benchmarks/chaos.py RUN --engine ray             the same on Ray
 python benchmarks/chaos.py RUN --minutes 1 --every 2 -- --env.kwargs.length 20
 """
 
@@ -15,25 +16,37 @@ import time
 from pathlib import Path
 
 
-def of_session(session: int) -> dict[int, str]:
-    """Running processes of a session, and their command lines."""
+def processes() -> dict[int, tuple[int, str]]:
+    """All running processes: the session and the command line of each."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            state, _, _, sid = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
             line = (folder / "cmdline").read_text().replace("\0", " ")
         except OSError:
             continue
-        if int(sid) == session and state != "Z":
-            found[int(folder.name)] = line
+        if state != "Z":
+            found[int(folder.name)] = int(session), line
     return found
 
 
-def actors_of(session: int) -> list[int]:
-    """Processes that were forked by another one with the same command line: the actors."""
-    lines = of_session(session)
-    servers = {pid for pid, line in lines.items() if "forkserver" in line}
-    return sorted(servers)[1:]  # the first is the server that forks them
+def of_run(session: int, engine: str) -> dict[int, str]:
+    """What a run has started; Ray's processes have sessions of their own."""
+    ray = ("ray::", "raylet", "gcs_server") if engine == "ray" else ()
+    return {
+        pid: line
+        for pid, (held, line) in processes().items()
+        if held == session or any(word in line for word in ray)
+    }
+
+
+def actors_of(session: int, engine: str) -> list[int]:
+    """Which of them play."""
+    lines = of_run(session, engine)
+    if engine == "ray":
+        return sorted(pid for pid, line in lines.items() if line.startswith("ray::_Remote"))
+    # forked by another process with the same command line, the first
+    return sorted(pid for pid, line in lines.items() if "forkserver" in line)[1:]
 
 
 def open_files(pid: int) -> int:
@@ -45,11 +58,13 @@ def main() -> None:
     """Runs it."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--engine", choices=["processes", "ray"], default="processes")
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two kills")
-    parser.add_argument("flags", nargs="*", help="of snaprl train tmaze_processes, after --")
+    parser.add_argument("flags", nargs="*", help="of snaprl train tmaze_ENGINE, after --")
     given = parser.parse_args()
-    command = [sys.executable, "-m", "snaprl.training.cli", "train", "tmaze_processes"]
+    command = [sys.executable, "-m", "snaprl.training.cli", "train"]
+    command += [f"tmaze_{given.engine}"]
     command += ["--run-dir", str(given.run), "--steps", "100_000_000", *given.flags]
     with subprocess.Popen(command, start_new_session=True) as process:
         metrics, kills, handles = given.run / "metrics.jsonl", 0, []
@@ -58,7 +73,7 @@ def main() -> None:
         until_s = time.monotonic() + 60 * given.minutes
         while time.monotonic() < until_s and process.poll() is None:
             time.sleep(given.every)
-            actors = actors_of(process.pid)
+            actors = actors_of(process.pid, given.engine)
             if actors:
                 os.kill(random.choice(actors), signal.SIGKILL)
                 kills += 1
@@ -80,7 +95,7 @@ def main() -> None:
                 "gave up": ended_by_itself,
                 "ended within s": round(ended_s, 1),
                 "handles, first and last": (handles[0], handles[-1]),
-                "processes left": len(of_session(process.pid)),
+                "processes left": len(of_run(process.pid, given.engine)),
             }
         )
     )

@@ -1,8 +1,6 @@
 """Raises the bar for every test; pyproject.toml turns warnings into errors."""
 
-import hashlib
 import os
-import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,24 +9,9 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import hypothesis
 import jax
-import jaxlib
 import pytest
 
-
-def _compilation_cache() -> str:
-    """Where compiled programs are kept from one run to the next.
-
-    XLA compiles for the processor that it finds. A home folder may be shared by several machines,
-    so each kind of processor has a folder of its own.
-    """
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        features = platform.processor()
-    kind = hashlib.sha256(features.encode()).hexdigest()[:12]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return str(home / "snaprl" / "jax" / f"{jaxlib.__version__}-{platform.machine()}-{kind}")
+from snaprl.training import compile_cache
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -68,25 +51,9 @@ def pytest_runtest_teardown() -> None:
             jax.clear_caches()
 
 
-def _compile_fast() -> None:
-    """Starts jax such that XLA optimises little: tests run thousands of small programs once.
-
-    Programs that a test starts in processes of their own are compiled as for users.
-    """
-    given = os.environ.get("XLA_FLAGS")
-    fast = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    os.environ["XLA_FLAGS"] = f"{fast} {given or ''}"
-    jax.devices()  # reads the flags, once and for all
-    if given is None:
-        del os.environ["XLA_FLAGS"]
-    else:
-        os.environ["XLA_FLAGS"] = given
-
-
-_compile_fast()
 # A [B] added to a [T, B] is a mistake until someone writes which axis it belongs to.
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", _compilation_cache())
+jax.config.update("jax_compilation_cache_dir", str(compile_cache.folder()))
 # jax keeps only what took a second to compile; the tests compile hundreds of smaller programs.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 

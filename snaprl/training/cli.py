@@ -226,8 +226,9 @@ def _prepare_jax() -> None:
     """Keeps compiled programs from one run to the next."""
     import jax
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snaprl" / "jax"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+    from snaprl.training import compile_cache
+
+    jax.config.update("jax_compilation_cache_dir", str(compile_cache.folder()))
 
 
 if __name__ == "__main__":
