@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
 
 
@@ -12,8 +13,6 @@ def folder() -> Path:
     XLA compiles for the processor that it finds, and a home folder may be shared by several
     machines.
     """
-    import jaxlib
-
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
@@ -21,4 +20,4 @@ def folder() -> Path:
         features = platform.processor()
     kind = hashlib.sha256(features.encode()).hexdigest()[:12]
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "snaprl" / "jax" / f"{jaxlib.__version__}-{platform.machine()}-{kind}"
+    return home / "snaprl" / "jax" / f"{version('jaxlib')}-{platform.machine()}-{kind}"
