@@ -14,6 +14,7 @@ import pytest
 
 from snaprl.training import config as configs
 from snaprl.training import progress
+from snaprl.training.checkpoints import Checkpoints
 from snaprl.training.run import Run, resumed_config
 
 STEPS_PER_REPORT = {"device": 128, "host": 32}
@@ -73,7 +74,7 @@ def rows(folder: Path) -> list[dict[str, float]]:
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    return sorted(int(path.name) for path in (folder / "run" / "checkpoints").iterdir())
+    return Checkpoints(folder / "run" / "checkpoints").steps()
 
 
 @pytest.fixture(scope="module")
@@ -144,15 +145,18 @@ def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint(
     assert_same(tmp_path, straight(loop), REPORTS * each)
 
 
-# The program kills itself, for a killer from outside could not know where it stands.
+# The program kills itself, for a killer from outside could not know where it stands: between two
+# checkpoints, the first of which has been written by then.
 KILLED = """
-import os, signal, sys
+import os, pathlib, signal, sys, time
 from snaprl.training import cli, progress
 cli._prepare_jax = lambda: None
 told = []
 def tell(self, values):
     told.append(values)
     if len(told) == 7:
+        while not list(pathlib.Path(sys.argv[-1]).glob("checkpoints/*/digests.json")):
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 progress.Progress.report = tell
 sys.exit(cli.main(sys.argv[1:]))

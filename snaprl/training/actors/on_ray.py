@@ -30,16 +30,23 @@ PRIVATE = {
 
 
 class _Remote:
-    """What lives on the cluster: an actor, and the parameters that it last saw."""
+    """What lives on the cluster: an actor, and the parameters that it last saw.
 
-    def __init__(self, make: MakeActor, actor: int, seed: int, played: Layout, variables: Layout):
-        self._actor = make(actor)
-        self._state = self._actor.start(seed)
+    It learns which actor it is when it first plays: a spare one has all but that behind it.
+    """
+
+    def __init__(self, make: MakeActor, played: Layout, variables: Layout):
+        self._make = make
+        self._actor: Any = None
+        self._state: Any = None
         self._played, self._layout = played, variables
         self._version, self._variables = -1, None
 
-    def play(self, version: int, parameters: np.ndarray) -> np.ndarray:
+    def play(self, index: int, seed: int, version: int, parameters: np.ndarray) -> np.ndarray:
         """A segment as one buffer, uint8 `[nbytes]`."""
+        if self._actor is None:
+            self._actor = self._make(index)
+            self._state = self._actor.start(seed)
         if version != self._version:
             # a copy: Ray's store may take its memory back
             self._variables = jax.device_put(self._layout.views(parameters.copy()))
@@ -113,7 +120,8 @@ class RayEngine:
         self._address, self._cpus = address, cpus
         self._seed = np.random.SeedSequence(0)
         self._handles: list[Any] = []
-        self._lives = [0] * actors
+        self._spare: Any = None  # stands by, where the cluster has room for one more
+        self._lives, self._seeds = [0] * actors, [0] * actors
         self._orders: dict[Any, _Order] = {}  # by Ray's reference
         self._parameters: Any = None
         self._version = 0
@@ -136,10 +144,11 @@ class RayEngine:
           UserError: actors had to be replaced too often, or the cluster is too small.
         """
         if not self._handles:
-            self._handles = [self._remote(k) for k in range(self._count)]
+            self._handles = [self._remote() for _ in range(self._count)]
             for actor in range(self._count):
-                for _ in range(self._ahead):
-                    self._ask(actor, STARTUP_S)
+                self._begin(actor)
+            if self._ray.cluster_resources().get("CPU", 0) >= (self._count + 1) * self._cpus:
+                self._spare = self._remote()
         ready, _ = self._ray.wait(self._first_of_each(), num_returns=1, timeout=timeout_s)
         if not ready:
             self._replace_late()
@@ -179,9 +188,9 @@ class RayEngine:
 
     def close(self) -> None:
         """Ends all actors, and the cluster if it is ours."""
-        for handle in self._handles:
+        for handle in [*self._handles, *filter(None, [self._spare])]:
             self._ray.kill(handle)
-        self._handles, self._orders, self._parameters = [], {}, None
+        self._handles, self._spare, self._orders, self._parameters = [], None, {}, None
         if self._started_here:
             self._ray.shutdown()
             self._started_here = False
@@ -213,17 +222,21 @@ class RayEngine:
                 f"{self._count * self._cpus:g} cores, and the cluster has {have:g}: lower either"
             )
 
-    def _remote(self, actor: int) -> Any:
+    def _remote(self) -> Any:
         options = {"num_cpus": self._cpus, "runtime_env": {"env_vars": ENVIRONMENT}}
-        seed = int(self._seed.spawn(1)[0].generate_state(1)[0])
-        return (
-            self._ray.remote(_Remote)
-            .options(**options)
-            .remote(self._make, actor, seed, self._played, self._variables)
-        )
+        remote = self._ray.remote(_Remote).options(**options)
+        return remote.remote(self._make, self._played, self._variables)
+
+    def _begin(self, actor: int) -> None:
+        """Asks an actor that has not played yet for its first segments."""
+        self._seeds[actor] = int(self._seed.spawn(1)[0].generate_state(1)[0])
+        for _ in range(self._ahead):
+            self._ask(actor, STARTUP_S)
 
     def _ask(self, actor: int, within_s: float) -> None:
-        reference = self._handles[actor].play.remote(self._version, self._parameters)
+        reference = self._handles[actor].play.remote(
+            actor, self._seeds[actor], self._version, self._parameters
+        )
         due_s = time.monotonic() + within_s
         self._orders[reference] = _Order(actor, self._lives[actor], self._version, due_s)
 
@@ -251,9 +264,11 @@ class RayEngine:
         self._ray.kill(self._handles[actor])
         self._supervisor.replace(actor, why)
         self._lives[actor] += 1
-        self._handles[actor] = self._remote(actor)
-        for _ in range(self._ahead):
-            self._ask(actor, STARTUP_S)
+        if self._spare is None:
+            self._handles[actor] = self._remote()
+        else:
+            self._handles[actor], self._spare = self._spare, self._remote()
+        self._begin(actor)
 
 
 def _check_reachable(address: str) -> None:
