@@ -19,13 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from snaprl.training.run import read
+from snaprl.training.sinks import read_rows
 
 FLAGS = {
     # as many reports and checkpoints in a second, so that a kill may meet any of them
-    "host": ["--steps", "60000", "--training.streams", "16"],
+    "host": ["--steps", "300000", "--training.streams", "16"],
     "device": ["--steps", "3000000", "--training.streams", "32"],
 }
-EVERY = {"host": 1500, "device": 60000}  # steps between two checkpoints
+EVERY = {"host": 5000, "device": 60000}  # steps between two checkpoints
 
 
 def command(folder: Path, loop: str, resume: bool) -> list[str]:
@@ -39,10 +40,15 @@ def command(folder: Path, loop: str, resume: bool) -> list[str]:
 
 
 def killed(folder: Path, loop: str, most_s: float) -> bool:
-    """Trains on and kills at a random moment; whether it came to that."""
-    resume = (folder / "config.toml").exists()
+    """Trains on and kills within `most_s` of the first report; whether it came to that."""
+    metrics, resume = folder / "metrics.jsonl", (folder / "config.toml").exists()
+    before = metrics.stat().st_mtime_ns if metrics.exists() else None
     quiet = subprocess.DEVNULL
     with subprocess.Popen(command(folder, loop, resume), stdout=quiet, stderr=quiet) as process:
+        while process.poll() is None and (
+            not metrics.exists() or metrics.stat().st_mtime_ns == before
+        ):
+            time.sleep(0.01)
         try:
             process.wait(random.uniform(0.0, most_s))
         except subprocess.TimeoutExpired:
@@ -72,10 +78,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     given = parser.parse_args()
     straight, broken = given.folder / "straight", given.folder / "killed"
-    begin_s = time.monotonic()
     subprocess.run(command(straight, given.loop, resume=False), check=True, capture_output=True)
-    # so that it needs about as many goes as there are kills
-    most_s = 2 * (time.monotonic() - begin_s)
+    # each time it comes a little further, so that it is killed all along the way
+    most_s = 2 * float(read_rows(straight / "metrics.jsonl")[-1]["wall_s"]) / given.kills
     kills = 0
     while kills < given.kills and killed(broken, given.loop, most_s):
         kills += 1
