@@ -76,17 +76,16 @@ class OnlineRNN(nn.Module):
         cell = self._unbound_cell()
         hidden_key, method_key = jax.random.split(rng)
         hidden = cell.initialize_carry(hidden_key, tuple(input_shape))
-        params = jax.eval_shape(cell.init, hidden_key, hidden, jnp.zeros(input_shape))["params"]
-        sparsity = self._sparsity(_plain(params), jnp.zeros(input_shape))
+        x, streams = jnp.zeros(input_shape), input_shape[0]
+        params = _parameter_shapes(cell, hidden, x)
+        sparsity = self._sparsity(params, x)
         _check_size(
             jax.eval_shape(
-                lambda: self.method.init(
-                    cell, _plain(params), sparsity, input_shape[0], jax.random.key(0)
-                )
+                lambda: self.method.init(cell, params, sparsity, streams, jax.random.key(0))
             ),
-            input_shape[0],
+            streams,
         )
-        influence = self.method.init(cell, _plain(params), sparsity, input_shape[0], method_key)
+        influence = self.method.init(cell, params, sparsity, streams, method_key)
         return CoreState(hidden, influence)
 
     def __call__(
@@ -275,6 +274,20 @@ def _hashable(cell: nn.RNNCellBase) -> bool:
     except TypeError:
         return False
     return True
+
+
+def _parameter_shapes(cell: nn.RNNCellBase, hidden: PyTree, x: Array) -> dict[str, Any]:
+    """Shapes and types of a cell's parameters.
+
+    jax draws no orthogonal kernels in fewer than 32 bits; 0.12 does not even tell their shapes.
+    """
+    kind = getattr(cell, "param_dtype", jnp.float32)
+    wide = jnp.promote_types(kind, jnp.float32)
+    drawn = cell if wide == kind else cell.clone(param_dtype=wide)
+    shapes = jax.eval_shape(drawn.init, jax.random.key(0), hidden, x)["params"]
+    if wide != kind:
+        shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, kind), shapes)
+    return _plain(shapes)
 
 
 def _plain(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -91,6 +91,10 @@ class HostEnvs:
             episode_length=episode_length,
         )
 
+    def render(self) -> np.ndarray:
+        """Pictures uint8 `[B, height, width, 3]`, of environments made in the mode `rgb_array`."""
+        return np.asarray(self._envs.render(), np.uint8)
+
     def snapshot(self) -> PyTree:
         """The environments' state as arrays; () where they offer none."""
         if not self.can_snapshot:

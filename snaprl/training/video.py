@@ -73,7 +73,7 @@ def film(folder: Path, path: Path, *, episodes: int, seed: int = 0, best: bool =
     envs = HostEnvs(vector)
     most = min(config.evaluation.max_steps * episodes, MOST_FRAMES)
     variables = saved.state.learner.variables
-    frames = _frames(saved.built.agent, envs, vector, variables, episodes, most, seed)
+    frames = _frames(saved.built.agent, envs, variables, episodes, most, seed)
     envs.close()
     try:
         _write(path, frames, fps)
@@ -83,13 +83,7 @@ def film(folder: Path, path: Path, *, episodes: int, seed: int = 0, best: bool =
 
 
 def _frames(
-    agent: Agent,
-    envs: HostEnvs,
-    drawn: gymnasium.vector.VectorEnv,
-    variables: Any,
-    episodes: int,
-    most: int,
-    seed: int,
+    agent: Agent, envs: HostEnvs, variables: Any, episodes: int, most: int, seed: int
 ) -> list[np.ndarray]:
     """Pictures uint8 `[height, width, 3]` of an environment in which the agent acts."""
     act, observe = jax.jit(agent.act), jax.jit(agent.observe)
@@ -97,21 +91,20 @@ def _frames(
     first = jnp.ones(1, bool)
     observation = observe(envs.reset(seed), agent.no_action(1), jnp.zeros(1), first)
     hidden = agent.initial_state(state_key, 1).hidden
-    frames = [_picture(drawn)]
+    frames = [_picture(envs)]
     while episodes and len(frames) < most:
         key, act_key = jax.random.split(key)
         hidden, chosen = act(variables, hidden, observation, first, act_key)
         out = envs.step(np.asarray(agent.to_env(chosen.action)))
         first = jnp.asarray(out.first)
         observation = observe(out.observation, chosen.action, out.reward, first)
-        frames.append(_picture(drawn))
+        frames.append(_picture(envs))
         episodes -= int(out.ended[0])
     return frames
 
 
-def _picture(drawn: gymnasium.vector.VectorEnv) -> np.ndarray:
-    pictures: Any = drawn.render()
-    picture = np.asarray(pictures[0], np.uint8)
+def _picture(envs: HostEnvs) -> np.ndarray:
+    picture = envs.render()[0]
     # video formats want even sides
     height, width = picture.shape[:2]
     return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
