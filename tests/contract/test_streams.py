@@ -30,24 +30,26 @@ def test_a_batch_is_a_loop_over_its_streams(method, cell):
     variables = probe.draw_variables(cell, 21, density=0.8)
     segments = probe.draw_segment(21, 4, reset_rate=0.3).cut(1, 3)
     together = probe.run_through(method, cell, variables, probe.fresh(method, cell), segments)
+    # a stream beside itself: the same program, and nobody else to know of
+    fresh = probe.fresh(method, cell)
     alone = [
         probe.run_through(
             method,
             cell,
             variables,
-            of_stream(probe.fresh(method, cell), b),  # a stream's own key, if it has one
-            [s.stream(b) for s in segments],
+            jax.tree.map(lambda leaf, b=b: leaf[jnp.full(B, b)], fresh),  # with its own key
+            [s.stream(*[b] * B) for s in segments],
         )
         for b in range(B)
     ]
     for b in range(B):
         for whole, part in zip(together, alone[b], strict=True):
-            probe.assert_close(part.ys, whole.ys[:, b : b + 1])
-            probe.assert_close(part.xs, whole.xs[:, b : b + 1])
-            probe.assert_close(part.carry, of_stream(whole.carry, b))
-    probe.assert_close(
-        probe.added(together), probe.added([outcome for run in alone for outcome in run])
-    )
+            for k in range(B):
+                probe.assert_close(part.ys[:, k], whole.ys[:, b])
+                probe.assert_close(part.xs[:, k], whole.xs[:, b])
+                probe.assert_close(of_stream(part.carry, k), of_stream(whole.carry, b))
+    of_all = probe.added([outcome for run in alone for outcome in run])
+    probe.assert_close(probe.added(together), jax.tree.map(lambda g: g / B, of_all))
 
 
 @pairs()

@@ -80,6 +80,7 @@ class ActorLoop:
         self._update = jax.jit(learner.update, donate_argnums=0)
         self._norm = jax.jit(_norm)
         self._order = Order([0] * actors, window)
+        self._ages = Ages(streams)
         self._version = 0
         self._batch: _Batch | None = None  # on its way
 
@@ -100,6 +101,7 @@ class ActorLoop:
             key = state.key  # nothing was drawn
         self._order = Order(self._engine.numbers(), self._window)
         self._version = int(learner.updates)
+        self._ages = Ages(self._streams, self._version)
         return ActorLoopState(learner, self._engine.snapshot(), key)
 
     def run(
@@ -150,8 +152,10 @@ class ActorLoop:
             if message is not None:
                 self._order.put(message)
         self.knows_success |= any(bool(m.played.knows_success) for m in messages)
+        segment = _joined([m.segment for m in messages])
+        self._ages.note(segment, self._version)
         batch = _Batch(
-            segment=self._put(_joined([m.segment for m in messages])),
+            segment=self._put(segment),
             episodes=np.sum([m.played.episodes for m in messages], axis=0),
             version=float(np.mean([m.version for m in messages])),
         )
@@ -164,12 +168,37 @@ class ActorLoop:
         order = self._order
         told = self._engine.report() | {
             "influence_norm": float(self._norm(learner.bank.influence)),
+            "influence_age": self._ages.mean(self._version),
             "updates_per_s": updates / elapsed_s,
             "missing": float(order.missing),
             "repeated": float(order.repeated),
             "stale": float(order.stale),
         }
         return {name: np.array([value]) for name, value in told.items()}
+
+
+class Ages:
+    """How many updates ago the streams' influence last started from zero.
+
+    Influence carried over many updates is made of Jacobians of as many parameters.
+    """
+
+    def __init__(self, streams: int, updates: int = 0):
+        """Of streams that start after `updates` updates."""
+        self._born = np.full(streams, updates)
+        self._number = np.zeros(streams, int)
+
+    def note(self, segment: Segment, updates: int) -> None:
+        """Takes in a segment, which `updates` updates went before."""
+        rows = segment.stream
+        gap = segment.number != self._number[rows]
+        restarted = gap | np.asarray(segment.first[:-1]).any(0)
+        self._born[rows] = np.where(restarted, updates, self._born[rows])
+        self._number[rows] = segment.number + 1
+
+    def mean(self, updates: int) -> float:
+        """Updates, averaged over the streams, after `updates` of them."""
+        return float(updates - self._born.mean())
 
 
 class _Batch(NamedTuple):

@@ -8,8 +8,10 @@ import optax
 import pytest
 from unit.training.loops import GAMMA, LENGTH, MAZE_SPACES, TIMEOUT, maze_agent
 
+from snaprl.agents import Segment
 from snaprl.envs import PureVectorEnv, TMaze
 from snaprl.training.actors import Actor, ActorLoop, LocalEngine, played_like
+from snaprl.training.actors.loop import Ages
 from snaprl.training.host_envs import HostEnvs
 from snaprl.training.learner import make_learner
 
@@ -163,3 +165,25 @@ def test_it_stops_when_asked_to_even_while_it_waits():
     assert chunk.updates == 2
     _, chunk = loop.run(loop.init(jax.random.key(0)), 100, lambda: True)
     assert chunk.updates == 0
+
+
+def test_the_age_of_influence_counts_updates_since_resets_and_gaps():
+    """Three streams, by hand: (update, streams, where an episode begins at [t, stream], number)."""
+
+    def segment(rows, begins, number):
+        first = np.zeros((T + 1, len(rows)), bool)
+        for t, stream in begins:
+            first[t, stream] = True
+        empty = dict.fromkeys(Segment._fields, ())
+        numbers = np.full(len(rows), number)
+        return Segment(**empty | {"first": first, "stream": np.array(rows), "number": numbers})
+
+    ages = Ages(3)
+    ages.note(segment([0, 1, 2], [(0, 0), (0, 1), (0, 2)], 0), 0)
+    assert ages.mean(1) == 1
+    ages.note(segment([1, 2], [(1, 0)], 1), 5)  # stream 1 begins an episode
+    assert ages.mean(6) == (6 + 1 + 6) / 3
+    ages.note(segment([0], [(T, 0)], 1), 6)  # the next segment's first step: not yet
+    assert ages.mean(7) == (7 + 2 + 7) / 3
+    ages.note(segment([2], [], 3), 9)  # stream 2 has lost its segment 2
+    assert ages.mean(10) == (10 + 5 + 1) / 3

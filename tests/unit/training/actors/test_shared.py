@@ -41,7 +41,7 @@ def test_a_reader_never_sees_half_a_buffer():
         assert label == 3 * version
         seen.add(version)
     process.join()
-    assert len(seen) > 10
+    assert len(seen) > 1  # else the two never met
     memory.close()
 
 
