@@ -3,12 +3,13 @@
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from snaprl.training import inspection
-from snaprl.training.errors import UserError
+from snaprl.training.errors import UserError, suggest
 
 FILMED = 3  # episodes of a film
 WHOLE = ("step", "episodes", "parameters")  # numbers that evaluate counts
@@ -20,9 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
     parser = _parser()
     known, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
-    if rest and known.command is not _train:
-        parser.error(f"unknown argument {rest[0]}")
     try:
+        if rest and known.command is not _train:
+            flags = re.findall(r"--[a-z-]+", known.usage)
+            raise UserError(f"unknown argument {rest[0]}: {suggest(rest[0], flags)}")
         return known.command(known, rest) or 0
     except UserError as error:
         print(f"snaprl: {error}", file=sys.stderr)
@@ -96,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     bench = add("bench", _bench, "measure speed, as ratios against peers in the same run")
     bench.add_argument("what", choices=["core"], nargs="?", default="core")
     bench.add_argument("--rounds", type=int, default=30, help="how often the candidates take turns")
+    for command in commands.choices.values():
+        command.set_defaults(usage=command.format_usage())
     return parser
 
 
@@ -126,8 +130,6 @@ def _train(known: argparse.Namespace, rest: list[str]) -> int:
     if "wall_s" in report or known.resume:
         (picture, *_) = plot([folder])
         print(f"{folder}: step {report['step']:,}, curve in {picture}")
-    if "wall_s" not in report:
-        print("there was nothing left to train; --steps N goes further")
     return 0
 
 

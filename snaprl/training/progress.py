@@ -45,6 +45,7 @@ class Progress:
         first_step: Where a continued run takes up.
         console: Where to show it; stderr by default.
         clock: Seconds that pass.
+        waiting: What there is to wait for before the first report, if that may take long.
 
     Example:
         with Progress(1_000_000, "tmaze, seed 0") as progress:
@@ -58,9 +59,10 @@ class Progress:
         first_step: int = 0,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
+        waiting: str = "",
     ) -> None:
         self._total_steps = total_steps
-        self._title = title
+        self._title, self._waiting = title, waiting
         self._console = console or Console(stderr=True)
         self._clock = clock
         self._begin_s = self._told_s = clock()
@@ -87,6 +89,8 @@ class Progress:
             self._live.start()
         else:
             self._print(self._title)
+            if self._waiting:
+                self._print(self._waiting)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -173,19 +177,25 @@ class Progress:
             scale = (0.0, 1.0) if trend == "success" else None
             bars = sparkline(self._trends[trend], min(room + least, most), scale)
             pieces[trend].append(f" {bars}", style="cyan")
-        return Text(no_wrap=True).join(pieces.values()) or Text("no report yet", style="dim")
+        return Text(no_wrap=True).join(pieces.values()) or Text(
+            self._waiting or "no report yet", style="dim"
+        )
 
     def _shown(self) -> list[tuple[str, float]]:
         return [(name, self._values[name]) for name in SHOWN if name in self._values]
+
+    def _settled(self) -> bool:
+        """Whether the speed says anything: the first report pays for starting and compiling."""
+        return self._reports > 1
 
     def _percent(self) -> int:
         return int(100 * self._step / max(self._total_steps, 1))
 
     def _speed(self) -> str:
-        return f"{number(self._steps_per_s)} steps/s" if self._steps_per_s else ""
+        return f"{number(self._steps_per_s)} steps/s" if self._settled() else ""
 
     def _time_left(self) -> str:
-        if not self._steps_per_s or self._step >= self._total_steps:
+        if not self._settled() or self._step >= self._total_steps:
             return ""
         left_s = (self._total_steps - self._step) / self._steps_per_s
         return f"{duration(max(left_s - (self._clock() - self._told_s), 0))} left"

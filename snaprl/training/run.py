@@ -87,7 +87,8 @@ class Run:
             report: dict[str, float] = {"step": step}
             due = _next(step, self.config.training.checkpoint_every)
             evaluation_due = _next(step, self.config.evaluation.every)
-            with Progress(total, f"{self.name}, seed {self.config.seed}", step) as progress:
+            title = f"{self.name}, seed {self.config.seed}"
+            with Progress(total, title, step, waiting=_waiting(self.config)) as progress:
                 while update < built.updates and not stop:
                     start_s = time.monotonic()
                     count = min(built.updates_per_report, built.updates - update)
@@ -115,6 +116,8 @@ class Run:
                 self._checkpoints.save(step, state)
         if stop:
             print(f"snaprl: stopped at step {step}; go on with --resume", file=sys.stderr)
+        elif "wall_s" not in report:
+            print("there was nothing left to train; --steps N goes further")
         return report
 
     def _evaluated(self, state: PyTree, step: int) -> dict[str, float]:
@@ -147,7 +150,7 @@ class Run:
             self._checkpoints.discard(restored.damaged)
         if not self._loop.exact:
             print(
-                f"snaprl: {_what(self.config)} cannot be saved, so its episodes start anew",
+                f"snaprl: {_unsaved(self.config)} cannot be saved, so episodes start anew",
                 file=sys.stderr,
             )
         self._write("config.toml", dumps(self.config))
@@ -220,7 +223,9 @@ class Run:
     def _kept(self) -> str:
         self._checkpoints.wait()
         kept = self._checkpoints.steps()
-        return f"the checkpoint of step {kept[-1]} is kept" if kept else "none was saved yet"
+        if kept:
+            return f"the checkpoint of step {kept[-1]} is kept"
+        return f"no checkpoint was written, so nothing is lost with {self.folder}"
 
 
 def resumed_config(folder: Path, overrides: list[str], name: str) -> AnyConfig:
@@ -305,8 +310,20 @@ def read(folder: Path, *, best: bool = False) -> Saved:
     return Saved(config, built, restored.step, restored.state)
 
 
-def _what(config: AnyConfig) -> str:
-    return config.task.name if isinstance(config, SupervisedConfig) else config.env.id
+def _unsaved(config: AnyConfig) -> str:
+    """Who holds what a checkpoint cannot hold."""
+    if isinstance(config, SupervisedConfig):
+        return config.task.name
+    if config.actors.engine != "local":
+        return "what actors play on their own"
+    return config.env.id
+
+
+def _waiting(config: AnyConfig) -> str:
+    """What a run waits for before its first report, where that takes more than compiling."""
+    if isinstance(config, SupervisedConfig) or config.actors.engine == "local":
+        return ""
+    return f"{config.actors.count} actors are starting ({config.actors.engine})"
 
 
 @contextmanager

@@ -102,7 +102,9 @@ class LossConfig:
     reward_clip: Cost = 0.0
     # how far an update moves the statistics by which PopArt normalises values; 0: it does not
     popart_step: Fraction = 0.0
+    # what V-trace alone has
     impala: ImpalaConfig = ImpalaConfig()
+    # what PPO alone has
     ppo: PPOConfig = PPOConfig()
 
 
@@ -134,6 +136,7 @@ class OptimizerConfig:
     warmup_fraction: Fraction = 0.0
     # share of the learning rate that a schedule leaves at the end
     final_learning_rate_fraction: Fraction = 0.0
+    # by what the learning rate is multiplied, for parts of the agent
     rates: RatesConfig = RatesConfig()
 
 

@@ -148,11 +148,17 @@ def test_a_config_that_is_not_there_is_refused(snaprl, tmp_path):
     assert_refused(snaprl("train", "tmze"), "there is no config 'tmze': did you mean 'tmaze'.*")
 
 
-@pytest.mark.parametrize("arguments", [[], ["trian"], ["evaluate"], ["evaluate", ".", "--x", "1"]])
+@pytest.mark.parametrize("arguments", [[], ["trian"], ["evaluate"]])
 def test_a_command_that_is_none_is_refused(snaprl, arguments):
     said = snaprl(*arguments)
     assert (said.code, said.out) == (2, "")
     assert "usage: snaprl" in said.err
+
+
+def test_a_flag_that_a_command_does_not_know_is_refused(snaprl):
+    said = snaprl("evaluate", ".", "--evaluation.episodes", "5")
+    assert_refused(said, "unknown argument --evaluation.episodes: did you mean '--episodes', or .*")
+    assert_refused(snaprl("envs", "--x"), "unknown argument --x: known: .*")
 
 
 @pytest.mark.parametrize("held", ["config.toml", "metrics.jsonl", "checkpoints/5/x"])

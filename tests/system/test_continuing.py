@@ -88,7 +88,8 @@ def test_a_loss_that_is_no_number_stops_the_run(snaprl, task, tmp_path):
     last = said.err.splitlines()[-1]
     assert re.fullmatch(
         r"snaprl: training stopped, for .*loss.* became NaN or infinite at update \d+ "
-        r"\(step \d+\); none was saved yet; a lower optimizer.learning_rate may help",
+        r"\(step \d+\); no checkpoint was written, so nothing is lost with .*; "
+        r"a lower optimizer.learning_rate may help",
         last,
     ), last
 
@@ -120,7 +121,7 @@ def test_episodes_of_an_environment_that_cannot_be_saved_start_anew(snaprl, task
     assert snaprl("train", task, "--run-dir", folder).code == 0
     said = snaprl("train", task, "--run-dir", folder, "--resume", "--steps", 384)
     assert said.code == 0
-    assert "snaprl: CartPole-v1 cannot be saved, so its episodes start anew" in said.err
+    assert "snaprl: CartPole-v1 cannot be saved, so episodes start anew" in said.err
     rows = sinks.read_rows(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [128, 256, 384]
     assert "success" not in rows[0]  # nobody knows it

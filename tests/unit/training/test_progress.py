@@ -37,11 +37,11 @@ class Terminal(io.StringIO):
         return True
 
 
-def lines_of(reports, *, total=2_000_000, seconds=10.0, first_step=0) -> list[str]:
+def lines_of(reports, *, total=2_000_000, seconds=10.0, first_step=0, waiting="") -> list[str]:
     clock = Clock()
     log = io.StringIO()
     console = Console(file=log, width=80)
-    with Progress(total, "tmaze, seed 0", first_step, console, clock) as progress:
+    with Progress(total, "tmaze, seed 0", first_step, console, clock, waiting) as progress:
         for report in reports:
             clock.now_s += seconds
             progress.report(report)
@@ -55,9 +55,17 @@ def test_without_a_terminal_each_report_is_a_line_of_aligned_columns():
     )
     assert lines == [
         "tmaze, seed 0",
-        "  5 %    100k of 2.00M   10.0k steps/s     3:10 left  success 0.500    return -0.500",
+        # what it took says more of starting and compiling than of speed
+        "  5 %    100k of 2.00M                                success 0.500    return -0.500",
         " 55 %   1.10M of 2.00M    100k steps/s     0:09 left  success 0.750    return -0.500",
         "100 %   2.00M of 2.00M   96.1k steps/s                success 1.00     return -0.500",
+    ]
+
+
+def test_what_a_run_waits_for_is_said():
+    assert lines_of([], waiting="2 actors are starting") == [
+        "tmaze, seed 0",
+        "2 actors are starting",
     ]
 
 
@@ -164,7 +172,8 @@ def test_the_speed_forgets_the_first_report_which_pays_for_compilation():
 
 
 def test_a_continued_run_counts_its_own_steps():
-    (_, line) = lines_of([{"step": 1_100_000}], first_step=1_000_000)
+    reports = [{"step": 1_100_000}, {"step": 1_200_000}]
+    (_, _, line) = lines_of(reports, first_step=1_000_000)
     assert "10.0k steps/s" in line
 
 
