@@ -23,7 +23,12 @@ SHOWN = {  # name in reports -> words, the most telling first
     "entropy": "entropy",
     "eval_success": "eval success",
     "eval_episode_return": "eval return",
+    "lag": "lag",
+    "restarts": "restarts",
+    "slowest_actor_steps_per_s": "actors/s from",
+    "fastest_actor_steps_per_s": "to",
 }
+COUNTS = ("level", "restarts")
 TRENDS = ("success", "episode_return", "bits_per_char", "loss")  # the first that is reported
 OF_EPISODES = ("success", "episode_return", "episode_length")  # not a number: no episode ended
 BARS = "▁▂▃▄▅▆▇█"
@@ -106,7 +111,8 @@ class Progress:
         for name in SHOWN:
             value = float(report.get(name, math.nan))
             if math.isfinite(value) or (name in report and name not in OF_EPISODES):
-                self._values[name] = value
+                counted = name in COUNTS and value.is_integer()
+                self._values[name] = int(value) if counted else value
             if math.isfinite(value) and name in TRENDS:
                 self._trends[name].append(value)
         if self._live:

@@ -79,6 +79,9 @@ def test_a_run_goes_on_and_says_what_it_cannot_keep(tmp_path):
     # the streams began anew, and that is counted
     assert [row["gaps"] for row in found] == [0, 0, 8, 0]
     assert all(row["restarts"] == 0 for row in found)
+    for row in found:
+        assert 0 < row["slowest_actor_steps_per_s"] <= row["fastest_actor_steps_per_s"]
+        assert 0 < row["influence_age"] <= row["step"]
 
 
 @pytest.mark.parametrize(

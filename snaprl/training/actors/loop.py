@@ -73,7 +73,8 @@ class ActorLoop:
         self._agent, self._engine, self._streams = agent, engine, streams
         self._per_update, self._window = per_update, window
         self._put, self._keep = put, keep
-        self.steps_per_update = streams // actors * per_update * unroll
+        self._steps_per_segment = streams // actors * unroll
+        self.steps_per_update = self._steps_per_segment * per_update
         self.exact = engine.exact
         self.knows_success = False
         self._learner = learner
@@ -81,6 +82,7 @@ class ActorLoop:
         self._norm = jax.jit(_norm)
         self._order = Order([0] * actors, window)
         self._ages = Ages(streams)
+        self._segments = np.zeros(actors)  # of each actor, since the last report
         self._version = 0
         self._batch: _Batch | None = None  # on its way
 
@@ -111,6 +113,7 @@ class ActorLoop:
         learner, engine, history = state.learner, self._engine, []
         totals, watched = np.zeros(len(EPISODES)), []
         begin_s = time.monotonic()
+        self._segments[:] = 0
         self._publish(learner)
         while len(history) < updates:
             batch, self._batch = self._batch or self._collect(stop), None
@@ -160,13 +163,17 @@ class ActorLoop:
             version=float(np.mean([m.version for m in messages])),
         )
         for message in messages:
+            self._segments[message.actor] += 1
             message.release()
         return batch
 
     def _told(self, learner: LearnerState, updates: int, elapsed_s: float) -> dict[str, Any]:
         """What is worth watching of actors that play on their own."""
         order = self._order
+        rates = self._segments * self._steps_per_segment / elapsed_s
         told = self._engine.report() | {
+            "slowest_actor_steps_per_s": float(rates.min()),
+            "fastest_actor_steps_per_s": float(rates.max()),
             "influence_norm": float(self._norm(learner.bank.influence)),
             "influence_age": self._ages.mean(self._version),
             "updates_per_s": updates / elapsed_s,

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -60,6 +61,11 @@ def test_without_a_terminal_each_report_is_a_line_of_aligned_columns():
         " 55 %   1.10M of 2.00M    100k steps/s     0:09 left  success 0.750    return -0.500",
         "100 %   2.00M of 2.00M   96.1k steps/s                success 1.00     return -0.500",
     ]
+
+
+def test_what_is_counted_has_no_fractions():
+    (_, line) = lines_of([{"step": 1, "loss": 2.0, "lag": 3.25, "restarts": 2.0, "level": 12.0}])
+    assert re.search(r"level 12 +loss 2.00 +lag 3.25 +restarts 2$", line), line
 
 
 def test_what_a_run_waits_for_is_said():
