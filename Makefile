@@ -1,8 +1,8 @@
 # Every target first builds .venv, which needs nothing but make and a python3 of 3.11 or newer.
 # All paths are relative: the checkout may lie in a folder whose name has spaces.
 #
-#   make train ARGS="--seed 3"      ARGS goes to snaprl train, pytest or snaprl bench
-#   make train CONFIG=copy_snap1    another file of configs/
+#   make train ARGS="--seed 3" RUN=runs/tmaze-3    ARGS goes to snaprl train, pytest, snaprl bench
+#   make train CONFIG=copy          another file of configs/
 
 PY := .venv/bin/python
 UV := $(PY) -m uv

@@ -125,4 +125,25 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
             choices=("true", "false", "True", "False"),
         )
 
+    @registry.primitive_rule
+    def read_int(info: tyro.constructors.PrimitiveTypeInfo):
+        """A whole number may be written as 200000, 200_000 or 2e5."""
+        if info.type is not int:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="INT",
+            instance_from_str=lambda words: _whole(words[0]),
+            is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+            str_from_instance=lambda value: [str(value)],
+        )
+
     return registry
+
+
+def _whole(text: str) -> int:
+    try:
+        number = float(text)
+        return int(text) if not number.is_integer() or "e" not in text.lower() else int(number)
+    except (ValueError, OverflowError):
+        raise ValueError(f"'{text}' is no whole number") from None

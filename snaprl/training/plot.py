@@ -102,7 +102,7 @@ def _curve(name: str, members: Sequence[Run], metric: str) -> Curve:
     """Takes seeds together on all steps that one of them has reported."""
     lines = [line for run in members if len((line := _line(run, metric))[0])]
     if not lines:
-        raise UserError(f"{name} ({members[0].folder}) has no '{metric}': leave it out")
+        raise UserError(f"{members[0].folder} has no '{metric}': leave it out")
     grid = np.unique(np.concatenate([steps for steps, _ in lines]))
     values = [np.interp(grid, *line, left=np.nan, right=np.nan) for line in lines]
     return Curve(

@@ -25,8 +25,8 @@ SHOWN = {  # name in reports -> words, the most telling first
     "eval_episode_return": "eval return",
     "lag": "lag",
     "restarts": "restarts",
-    "slowest_actor_steps_per_s": "actors/s from",
-    "fastest_actor_steps_per_s": "to",
+    "slowest_actor_steps_per_s": "slowest actor",
+    "fastest_actor_steps_per_s": "fastest",
 }
 COUNTS = ("level", "restarts")
 TRENDS = ("success", "episode_return", "bits_per_char", "loss")  # the first that is reported

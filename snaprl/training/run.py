@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import jax
 
 from snaprl.training import meters, provenance, sinks
 from snaprl.training.checkpoints import Checkpoints, tell_of_damage
-from snaprl.training.config import AnyConfig, dumps, load
+from snaprl.training.config import AnyConfig, dumps, load, read_toml
 from snaprl.training.errors import UserError
 from snaprl.training.loops import prepare, shapes
 from snaprl.training.measure import make_measure, score
@@ -237,8 +237,7 @@ def resumed_config(folder: Path, overrides: list[str], name: str) -> AnyConfig:
     """
     if not (folder / "config.toml").exists():
         raise UserError(f"{folder} holds no run to resume: leave --resume out to start one")
-    held = load(folder / "config.toml")
-    config = load(folder / "config.toml", overrides)
+    held, config = _held(folder), _held(folder, overrides)
     before, after = (_flat(c) for c in (held, config))
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and key not in FREE:
@@ -249,6 +248,28 @@ def resumed_config(folder: Path, overrides: list[str], name: str) -> AnyConfig:
     made_of = provenance.read(folder).get("config", name)
     if name and made_of != name:
         raise UserError(f"the run in {folder} was made from {made_of}, not from {name}")
+    if config.training.steps != held.training.steps and config.optimizer.schedule != "constant":
+        print(
+            f"snaprl: from here on the learning rate follows the {config.optimizer.schedule} "
+            f"schedule of {config.training.steps:,} steps, not of {held.training.steps:,}",
+            file=sys.stderr,
+        )
+    return config
+
+
+def _held(folder: Path, overrides: Sequence[str] = ()) -> AnyConfig:
+    """The config that a run has written, with changes.
+
+    Raises:
+      UserError: it is not whole; defaults would make it another run's.
+    """
+    path = folder / "config.toml"
+    config, tables = load(path, overrides), read_toml(path)
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, dict) and name not in tables:
+            raise UserError(
+                f"{path} is not whole, for it has no [{name}]: put back what the run wrote there"
+            )
     return config
 
 
@@ -296,7 +317,7 @@ def read(folder: Path, *, best: bool = False) -> Saved:
             f"{folder} has no best checkpoint: nothing was evaluated during training; "
             "evaluation.every says how often that is done"
         )
-    config = load(folder / "config.toml")
+    config = _held(folder)
     built, loop = prepare(config)
     provenance.compare(folder, built.facts)
     checkpoints = Checkpoints(folder / (BEST if best else LAST))

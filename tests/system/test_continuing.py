@@ -59,6 +59,26 @@ def test_a_checkpoint_of_another_architecture_is_refused(trained, copy, snaprl):
     assert contents(copy) == before
 
 
+def test_a_config_that_was_cut_off_is_refused(trained, copy, snaprl):
+    """Defaults would make it another run's, and nobody would know."""
+    file = copy / "config.toml"
+    file.write_text(file.read_text().partition("[agent]")[0])
+    before = contents(copy)
+    sentence = r".*config.toml is not whole, for it has no \[agent\]: put back what .*"
+    assert_refused(snaprl("evaluate", copy), sentence)
+    said = snaprl("train", trained / "task.toml", "--run-dir", copy, "--resume")
+    assert_refused(said, sentence)
+    assert contents(copy) == before
+
+
+def test_a_schedule_that_goes_further_is_said(snaprl, task, tmp_path):
+    task.write_text(TASK + "[optimizer]\nschedule = 'linear'\n")
+    folder = tmp_path / "run"
+    assert snaprl("train", task, "--run-dir", folder, "--steps", 128).code == 0
+    said = snaprl("train", task, "--run-dir", folder, "--resume", "--steps", 256)
+    assert "follows the linear schedule of 256 steps, not of 128" in said.err
+
+
 def test_a_damaged_checkpoint_is_said_and_the_one_before_used(trained, copy, snaprl):
     step = spoil_last_checkpoint(copy)
     sentence = f"snaprl: the checkpoint of step {step} is damaged: using that of step 256"

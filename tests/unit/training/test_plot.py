@@ -264,7 +264,7 @@ def test_what_cannot_be_plotted_is_said_in_one_sentence(run, tmp_path):
             {"metric": "sucess"},
             "no run reports 'sucess': did you mean 'success', or one of loss?",
         ),
-        ([good, lossy], {}, f"RTRL ({lossy}) has no 'success': leave it out"),
+        ([good, lossy], {}, f"{lossy} has no 'success': leave it out"),
         (
             [broken],
             {},
