@@ -1,9 +1,10 @@
 """What the core's gradients cost, over sizes: ratios against a peer in the same run.
 
-    python benchmarks/core.py segment step sparse compile memory
+    python benchmarks/core.py segment short step sparse compile memory
 
 - segment: SnAp-1's gradient of T steps, with the influence after them, against the faster of
-  `BPTT()` and `jax.grad` of `nn.RNN`; T = 128 and T = 8.
+  `BPTT()` and `jax.grad` of `nn.RNN`; T = 128.
+- short: the same, T = 8.
 - step: SnAp-1's gradient of one step, against reading and writing its influence once.
 - sparse: SnAp-n on a sparse core, against `BPTT()` of the same masked cell, per step.
 - compile: seconds until the first result of every method, GRU-128, T = 128.
@@ -11,6 +12,7 @@
 """
 
 import argparse
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -83,38 +85,37 @@ def plain(units: int, steps: int, streams: int) -> Callable[[], Any]:
     return lambda: compiled(params, xs, weights)
 
 
-def segment(rounds: int) -> Iterator[str]:
+def segment(rounds: int, steps: int = 128) -> Iterator[str]:
     """SnAp-1 by segment."""
     sizes = [(n, b) for n in (64, 128, 256, 512, 1024) for b in (1, 4, 16, 64, 256)]
-    for steps in (128, 8):
-        yield f"segment, T = {steps}: SnAp-1 / faster of BPTT() and nn.RNN (10 % to 90 %)"
-        small = []
-        for units, streams in sizes:
-            influence = 3 * units * (units + INPUTS) * 4 * streams
-            work = steps * streams * units * units
-            if influence > LARGEST or work > 128 * 16 * 512 * 512:
-                continue
-            seconds = race(
-                {
-                    "snap1": gradient(SnAp(), units, steps, streams),
-                    "bptt": gradient(BPTT(), units, steps, streams),
-                    "nn.RNN": plain(units, steps, streams),
-                },
-                rounds,
-            )
-            ratio = seconds["snap1"] / np.minimum(seconds["bptt"], seconds["nn.RNN"])
-            against = np.median(seconds["snap1"] / seconds["nn.RNN"])
-            low, high = np.percentile(ratio, [10, 90])
-            rate = 2 * 3 * steps * streams * 3 * units * (units + INPUTS)
-            rate /= np.median(seconds["snap1"])
-            if units <= 128 and streams <= 16:
-                small.append(np.median(ratio))
-            yield (
-                f"  N {units:4d}  B {streams:3d}  snap1 {np.median(seconds['snap1']) * 1e3:8.2f} ms"
-                f"  ratio {np.median(ratio):.2f} ({low:.2f} to {high:.2f})"
-                f"  to nn.RNN {against:.2f}  {rate / 1e9:.0f} GFLOP/s"
-            )
-        yield f"  N <= 128, B <= 16: median ratio {np.median(small):.2f}"
+    yield f"segment, T = {steps}: SnAp-1 / faster of BPTT() and nn.RNN (10 % to 90 %)"
+    small = []
+    for units, streams in sizes:
+        influence = 3 * units * (units + INPUTS) * 4 * streams
+        work = steps * streams * units * units
+        if influence > LARGEST or work > 128 * 16 * 512 * 512:
+            continue
+        seconds = race(
+            {
+                "snap1": gradient(SnAp(), units, steps, streams),
+                "bptt": gradient(BPTT(), units, steps, streams),
+                "nn.RNN": plain(units, steps, streams),
+            },
+            rounds,
+        )
+        ratio = seconds["snap1"] / np.minimum(seconds["bptt"], seconds["nn.RNN"])
+        against = np.median(seconds["snap1"] / seconds["nn.RNN"])
+        low, high = np.percentile(ratio, [10, 90])
+        rate = 2 * 3 * steps * streams * 3 * units * (units + INPUTS)
+        rate /= np.median(seconds["snap1"])
+        if units <= 128 and streams <= 16:
+            small.append(np.median(ratio))
+        yield (
+            f"  N {units:4d}  B {streams:3d}  snap1 {np.median(seconds['snap1']) * 1e3:8.2f} ms"
+            f"  ratio {np.median(ratio):.2f} ({low:.2f} to {high:.2f})"
+            f"  to nn.RNN {against:.2f}  {rate / 1e9:.0f} GFLOP/s"
+        )
+    yield f"  N <= 128, B <= 16: median ratio {np.median(small):.2f}"
 
 
 def step(rounds: int) -> Iterator[str]:
@@ -216,6 +217,7 @@ def memory(rounds: int) -> Iterator[str]:
 
 PARTS = {
     "segment": segment,
+    "short": functools.partial(segment, steps=8),
     "step": step,
     "sparse": sparse,
     "compile": compiling,
