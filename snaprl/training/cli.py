@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from snaprl.training import inspection
+from snaprl.training import inspection, runs
 from snaprl.training.errors import UserError, suggest
 
 FILMED = 3  # episodes of a film
@@ -121,6 +121,8 @@ def _train(known: argparse.Namespace, rest: list[str]) -> int:
     else:
         config = configs.load(known.config, rest, prog=prog, known_flags=("--run-dir", "--resume"))
     folder = known.run_dir or Path("runs") / f"{name}-{config.seed}"
+    if not known.resume:
+        runs.check_new(folder)
     _prepare_jax()
     from snaprl.training.plot import plot
     from snaprl.training.run import Run
@@ -137,6 +139,7 @@ def _evaluate(known: argparse.Namespace, rest: list[str]) -> None:
     del rest
     if known.episodes is not None and known.episodes < 1:
         raise UserError(f"--episodes is {known.episodes}: give 1 or more")
+    runs.check_held(known.run)
     _prepare_jax()
     if known.video:
         from snaprl.training.video import film

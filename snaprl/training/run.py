@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from snaprl.training import meters, provenance, sinks
+from snaprl.training import meters, provenance, runs, sinks
 from snaprl.training.checkpoints import Checkpoints, tell_of_damage
 from snaprl.training.config import AnyConfig, dumps, load, read_toml
 from snaprl.training.errors import UserError
@@ -31,7 +31,6 @@ FREE |= {"training.keep_checkpoints", "evaluation.episodes", "evaluation.max_ste
 FREE |= {"evaluation.steps", "evaluation.every", "evaluation.episodes_each"}
 FREE |= {"training.wandb"}
 LAST, BEST = "checkpoints", "best"  # folders of checkpoints
-OURS = ("config.toml", "metrics.jsonl", LAST)  # a folder with one of them is no new one
 
 
 class Run:
@@ -55,11 +54,8 @@ class Run:
             what cannot be built.
         """
         self.config, self.folder, self.name = config, folder, name
-        if not resume and any((folder / name).exists() for name in OURS):
-            raise UserError(
-                f"{folder} already holds a run: go on with it by --resume, or give another "
-                "--run-dir"
-            )
+        if not resume:
+            runs.check_new(folder)
         if resume and not (folder / "config.toml").exists():
             raise UserError(f"{folder} holds no run to resume: leave --resume out to start one")
         self._built, self._loop = prepare(config)
@@ -310,8 +306,7 @@ def read(folder: Path, *, best: bool = False) -> Saved:
     Raises:
       UserError: there is none.
     """
-    if not (folder / "config.toml").exists():
-        raise UserError(f"{folder} is no run: there is no config.toml in it")
+    runs.check_held(folder)
     if best and not (folder / BEST).is_dir():
         raise UserError(
             f"{folder} has no best checkpoint: nothing was evaluated during training; "

@@ -44,6 +44,24 @@ METHOD_WORDS = {
 }
 
 
+# a folder with one of them is no new one
+OURS = ("config.toml", "metrics.jsonl", "checkpoints")
+
+
+def check_new(folder: Path) -> None:
+    """Raises UserError where a folder holds a run already."""
+    if any((folder / name).exists() for name in OURS):
+        raise UserError(
+            f"{folder} already holds a run: go on with it by --resume, or give another --run-dir"
+        )
+
+
+def check_held(folder: Path) -> None:
+    """Raises UserError where a folder holds no run."""
+    if not (folder / "config.toml").exists():
+        raise UserError(f"{folder} is no run: there is no config.toml in it")
+
+
 @dataclass(frozen=True)
 class Run:
     """One run: what it was told to do, and what it reported."""
