@@ -12,6 +12,7 @@ from system.command import TASK, Said, assert_refused, contents
 
 from snaprl.training import config as configs
 from snaprl.training import sinks
+from snaprl.training.schema import Config
 
 # ---- what it does ----------------------------------------------------------------------------
 
@@ -191,6 +192,6 @@ def test_a_folder_without_a_run_is_refused(snaprl, tmp_path):
     for folder in (tmp_path, tmp_path / "absent"):
         assert_refused(snaprl("evaluate", folder), f"{folder} is no run: .*")
         assert_refused(snaprl("plot", folder), f"{folder} is no run's folder: .*")
-    (tmp_path / "config.toml").write_text(TASK)
+    (tmp_path / "config.toml").write_text(configs.dumps(Config()))
     assert_refused(snaprl("evaluate", tmp_path), "there is no checkpoint in .*: nothing .*")
     assert_refused(snaprl("evaluate", tmp_path, "--episodes", 0), "--episodes is 0: give 1 or more")

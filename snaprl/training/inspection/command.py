@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             add("--streams", type=int, default=8, help="that are averaged over (8)")
         add("--seed", type=int, default=0, help="of all that is drawn (0)")
         add("--out", type=Path, help="folder to write to (the run's, or the present one)")
+        picture.set_defaults(usage=picture.format_usage())
 
 
 def check(known: argparse.Namespace) -> None:

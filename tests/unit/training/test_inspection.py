@@ -314,7 +314,10 @@ def test_a_folder_that_cannot_be_written_to_is_refused(inspect, tmp_path):
 
 
 def test_a_picture_that_there_is_not_is_refused(inspect):
-    for arguments in ([], ["biass"], ["bias", "--unit", "3"]):
+    for arguments in ([], ["biass"]):
         said = inspect(*arguments)
         assert (said.code, said.out) == (2, "")
         assert "usage: snaprl" in said.err
+    said = inspect("bias", "--unit", "3")
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith("snaprl: unknown argument --unit: did you mean '--units', or one of")
