@@ -1,5 +1,6 @@
 """A config's values as flags of the command line."""
 
+import contextlib
 import dataclasses
 import tomllib
 from collections.abc import Sequence
@@ -142,8 +143,8 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
 
 
 def _whole(text: str) -> int:
-    try:
-        number = float(text)
-        return int(text) if not number.is_integer() or "e" not in text.lower() else int(number)
-    except (ValueError, OverflowError):
-        raise ValueError(f"'{text}' is no whole number") from None
+    with contextlib.suppress(ValueError, OverflowError):
+        number = float(text) if "e" in text.lower() else int(text)
+        if number == int(number):
+            return int(number)
+    raise ValueError(f"'{text}' is no whole number")

@@ -54,10 +54,7 @@ class Run:
             what cannot be built.
         """
         self.config, self.folder, self.name = config, folder, name
-        if not resume:
-            runs.check_new(folder)
-        if resume and not (folder / "config.toml").exists():
-            raise UserError(f"{folder} holds no run to resume: leave --resume out to start one")
+        (runs.check_resumable if resume else runs.check_new)(folder)
         self._built, self._loop = prepare(config)
         self._checkpoints = Checkpoints(folder / LAST, config.training.keep_checkpoints)
         self._best, self._best_score = Checkpoints(folder / BEST, keep=1), -math.inf
@@ -231,8 +228,7 @@ def resumed_config(folder: Path, overrides: list[str], name: str) -> AnyConfig:
       UserError: the folder holds no run, or one of another config, or the changes would make it
         another run.
     """
-    if not (folder / "config.toml").exists():
-        raise UserError(f"{folder} holds no run to resume: leave --resume out to start one")
+    runs.check_resumable(folder)
     held, config = _held(folder), _held(folder, overrides)
     before, after = (_flat(c) for c in (held, config))
     for key in sorted(before.keys() | after.keys()):

@@ -9,6 +9,7 @@ from typing import Any
 from snaprl.training import parts, sinks
 from snaprl.training.errors import UserError
 
+OURS = ("config.toml", "metrics.jsonl", "checkpoints")  # a folder with one of them is no new one
 METHODS = ("agent.method", "model.method")  # of an agent, of a supervised run
 UNROLL = "training.unroll"
 UNSEEN = (  # keys that change nothing that is learnt
@@ -44,10 +45,6 @@ METHOD_WORDS = {
 }
 
 
-# a folder with one of them is no new one
-OURS = ("config.toml", "metrics.jsonl", "checkpoints")
-
-
 def check_new(folder: Path) -> None:
     """Raises UserError where a folder holds a run already."""
     if any((folder / name).exists() for name in OURS):
@@ -56,8 +53,14 @@ def check_new(folder: Path) -> None:
         )
 
 
+def check_resumable(folder: Path) -> None:
+    """Raises UserError where a folder holds no run to go on with."""
+    if not (folder / "config.toml").exists():
+        raise UserError(f"{folder} holds no run to resume: leave --resume out to start one")
+
+
 def check_held(folder: Path) -> None:
-    """Raises UserError where a folder holds no run."""
+    """Raises UserError where a folder holds no run to look at."""
     if not (folder / "config.toml").exists():
         raise UserError(f"{folder} is no run: there is no config.toml in it")
 

@@ -48,27 +48,28 @@ def test_a_run_is_not_resumed_by_another_config(copy, snaprl):
     assert contents(copy) == before
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(trained, copy, snaprl):
-    file = copy / "config.toml"
-    file.write_text(file.read_text().replace("features = 4", "features = 5"))
+def assert_neither_measured_nor_resumed(snaprl, trained, copy, sentence):
+    """Both are refused by the same sentence, and the run's folder is left as it was."""
     before = contents(copy)
-    sentence = r".*512 belongs to another architecture: .* is float32\[.*\] there and .* here; .*"
     assert_refused(snaprl("evaluate", copy), sentence)
     said = snaprl("train", trained / "task.toml", "--run-dir", copy, "--resume")
     assert_refused(said, sentence)
     assert contents(copy) == before
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(trained, copy, snaprl):
+    file = copy / "config.toml"
+    file.write_text(file.read_text().replace("features = 4", "features = 5"))
+    sentence = r".*512 belongs to another architecture: .* is float32\[.*\] there and .* here; .*"
+    assert_neither_measured_nor_resumed(snaprl, trained, copy, sentence)
 
 
 def test_a_config_that_was_cut_off_is_refused(trained, copy, snaprl):
     """Defaults would make it another run's, and nobody would know."""
     file = copy / "config.toml"
     file.write_text(file.read_text().partition("[agent]")[0])
-    before = contents(copy)
     sentence = r".*config.toml is not whole, for it has no \[agent\]: put back what .*"
-    assert_refused(snaprl("evaluate", copy), sentence)
-    said = snaprl("train", trained / "task.toml", "--run-dir", copy, "--resume")
-    assert_refused(said, sentence)
-    assert contents(copy) == before
+    assert_neither_measured_nor_resumed(snaprl, trained, copy, sentence)
 
 
 def test_a_schedule_that_goes_further_is_said(snaprl, task, tmp_path):
