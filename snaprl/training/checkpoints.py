@@ -20,6 +20,8 @@ PyTree = Any
 # one for all folders: two threads that save at once can make orbax wait for ever
 _WRITER = ThreadPoolExecutor(1, "checkpoints")
 DIGESTS = "digests.json"  # of a checkpoint's files, written when they are all there
+FORMAT = 2  # of what a checkpoint holds; the first had an array for each leaf
+Packed = dict[str, np.ndarray]  # by the name of their type, all leaves of that type end to end
 
 
 class Restored(NamedTuple):
@@ -43,8 +45,10 @@ class Checkpoints:
     """The last few checkpoints of a run, in a folder, by orbax.
 
     A checkpoint carries digests of its files and a checksum of its arrays, so a damaged one is
-    never mistaken for a whole one. Random keys of jax's own type are saved as the numbers that they
-    are made of.
+    never mistaken for a whole one. All leaves of one type lie end to end in one array, in the order
+    of `leaves` in the item `meta`, which has their paths and shapes: orbax writes a few arrays
+    faster than many, and tensorstore 0.1 keeps some bytes for ever of every array that it writes.
+    Random keys of jax's own type are saved as the numbers that they are made of.
     """
 
     def __init__(self, folder: Path, keep: int = 3):
@@ -69,9 +73,10 @@ class Checkpoints:
         Raises:
           UserError: the one before could not be written, see `wait`.
         """
-        arrays = jax.tree.map(_to_numpy, state)
+        packed = _pack(state)
+        meta = {"format": FORMAT, "leaves": _leaves(state), "crc32": _checksum(packed)}
         self.wait()
-        self._writing = _WRITER.submit(self._write, step, arrays)
+        self._writing = _WRITER.submit(self._write, step, packed, meta)
 
     def wait(self) -> None:
         """Waits for what is being written.
@@ -83,13 +88,12 @@ class Checkpoints:
         if writing is not None:
             writing.result()
 
-    def _write(self, step: int, arrays: PyTree) -> None:
-        meta = {"leaves": _leaves(arrays), "crc32": _checksum(arrays)}
+    def _write(self, step: int, packed: Packed, meta: dict[str, Any]) -> None:
         args = self._ocp.args
         try:
             self._open().save(
                 step,
-                args=args.Composite(state=args.StandardSave(arrays), meta=args.JsonSave(meta)),
+                args=args.Composite(state=args.StandardSave(packed), meta=args.JsonSave(meta)),
                 force=True,
             )
             self._open().wait_until_finished()
@@ -124,17 +128,17 @@ class Checkpoints:
             try:
                 _check_digests(self._folder / str(step))
                 meta = self._read(step, "meta", self._ocp.args.JsonRestore())
-                _compare(meta["leaves"], _leaves(like), self._folder / str(step))
-                target = jax.tree.map(_like_numpy, like)
-                arrays = self._read(step, "state", self._ocp.args.StandardRestore(target))
-                if _checksum(arrays) != meta["crc32"]:
+                _compare(meta, like, self._folder / str(step))
+                target = _packed_like(like)
+                packed = self._read(step, "state", self._ocp.args.StandardRestore(target))
+                if _checksum(packed) != meta["crc32"]:
                     raise ValueError("checksum")
             except UserError:
                 raise
             except Exception:  # a damaged file fails in as many ways as it has bytes
                 damaged.append(step)
                 continue
-            return Restored(step, jax.tree.map(_from_numpy, arrays, like), tuple(damaged))
+            return Restored(step, _unpack(packed, like), tuple(damaged))
         if damaged:
             raise UserError(f"no checkpoint in {self._folder} is whole: train anew")
         raise UserError(f"there is no checkpoint in {self._folder}: nothing was trained there yet")
@@ -197,21 +201,43 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _to_numpy(leaf: Any) -> np.ndarray:
-    # a copy: the program that goes on may write into the same memory
-    return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+def _pack(tree: PyTree) -> Packed:
+    parts: dict[str, list[np.ndarray]] = {}
+    for leaf in jax.tree.leaves(tree):
+        array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        if array.size:  # orbax writes no array without numbers
+            parts.setdefault(array.dtype.name, []).append(array.ravel())
+    # copies: the program that goes on may write into the same memory
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _packed_like(tree: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of what `_pack` makes of a tree like this."""
+    likes = [like for like in map(_like_numpy, jax.tree.leaves(tree)) if like.size]
+    return {
+        dtype.name: jax.ShapeDtypeStruct((sum(x.size for x in likes if x.dtype == dtype),), dtype)
+        for dtype in {like.dtype: None for like in likes}
+    }
+
+
+def _unpack(packed: Packed, like: PyTree) -> PyTree:
+    rest = {name: np.asarray(array) for name, array in packed.items()}
+
+    def take(leaf: Any) -> Any:
+        plain = _like_numpy(leaf)
+        name, array = plain.dtype.name, np.zeros(plain.shape, plain.dtype)
+        if plain.size:
+            flat, rest[name] = np.split(rest[name], [plain.size])
+            array = flat.reshape(plain.shape)
+        return jax.random.wrap_key_data(jnp.asarray(array)) if _is_key(leaf) else array
+
+    return jax.tree.map(take, like)
 
 
 def _like_numpy(leaf: Any) -> jax.ShapeDtypeStruct:
     if _is_key(leaf):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-
-
-def _from_numpy(array: Any, like: Any) -> Any:
-    if _is_key(like):
-        return jax.random.wrap_key_data(jnp.asarray(array))
-    return np.asarray(array)
 
 
 def _leaves(tree: PyTree) -> dict[str, str]:
@@ -224,15 +250,18 @@ def _leaves(tree: PyTree) -> dict[str, str]:
     return found
 
 
-def _checksum(arrays: PyTree) -> int:
+def _checksum(packed: Packed) -> int:
     total = 0
-    for leaf in jax.tree.leaves(arrays):
-        total = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), total)
+    for name in sorted(packed):
+        total = zlib.crc32(np.asarray(packed[name]).tobytes(), total)
     return total
 
 
-def _compare(found: dict[str, str], wanted: dict[str, str], place: os.PathLike) -> None:
-    """Raises UserError, with the first difference, unless both describe the same leaves."""
+def _compare(meta: dict[str, Any], like: PyTree, place: os.PathLike) -> None:
+    """Raises UserError, with the first difference, unless `meta` is of leaves like these."""
+    if meta.get("format") != FORMAT:
+        raise UserError(f"{place} was written by another version of snaprl: go on with that one")
+    found, wanted = meta["leaves"], _leaves(like)
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
             raise UserError(

@@ -1,5 +1,6 @@
 """Checkpoints: what was saved comes back to the bit, and what was damaged never does."""
 
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from snaprl.training.checkpoints import Checkpoints
@@ -24,6 +26,7 @@ class State(NamedTuple):
     count: jax.Array
     flags: np.ndarray
     raw: np.ndarray
+    empty: np.ndarray
     nothing: tuple
 
 
@@ -40,6 +43,7 @@ def state(seed: int = 0, width: int = 40) -> State:
         count=jnp.int32(7 + seed),
         flags=np.array([True, False, True]),
         raw=np.arange(4, dtype=np.uint32),
+        empty=np.zeros((0, 3), np.float16),
         nothing=(),
     )
 
@@ -208,6 +212,27 @@ OTHER = {
 def test_another_architecture_is_said(folder, like, difference):
     with pytest.raises(UserError, match=f"30 belongs to another architecture: .*{difference}"):
         restore(folder, like)
+
+
+def test_an_array_for_each_type_and_the_places_of_its_leaves(folder):
+    """What someone needs who reads a checkpoint without snaprl."""
+    meta = json.loads((folder / "30" / "meta" / "metadata").read_text())
+    arrays = ocp.StandardCheckpointer().restore(folder / "30" / "state")
+    assert sorted(arrays) == ["bfloat16", "bool", "float32", "int32", "uint32"]
+    names = ["params/half", "params/kernel", "params/odd", "key", "keys", "count"]
+    assert list(meta["leaves"]) == [*names, "flags", "raw", "empty"]
+    kernel = np.asarray(arrays["float32"][:1600]).reshape(40, 40)
+    np.testing.assert_array_equal(kernel, state(30).params["kernel"])
+
+
+def test_one_of_another_version_is_said(folder):
+    (folder / "30" / "digests.json").unlink()
+    meta = folder / "30" / "meta" / "metadata"
+    text = meta.read_text()
+    meta.write_text(re.sub(r'"format": *\d+', '"format": 1', text))
+    assert meta.read_text() != text
+    with pytest.raises(UserError, match=r"30 was written by another version of snaprl"):
+        restore(folder)
 
 
 def test_none_is_said_and_nothing_is_made(tmp_path):
