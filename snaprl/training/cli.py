@@ -129,7 +129,8 @@ def _train(known: argparse.Namespace, rest: list[str]) -> int:
 
     run = Run(config, folder, name=name, resume=known.resume)
     report = run.train()
-    if "wall_s" in report or known.resume:
+    # who asks a run to stop wants it to stop, and a picture takes seconds
+    if not run.stopped and ("wall_s" in report or known.resume):
         (picture, *_) = plot([folder])
         print(f"{folder}: step {report['step']:,}, curve in {picture}")
     return 0

@@ -38,6 +38,9 @@ class Run:
 
     The folder holds `config.toml`, `metrics.jsonl`, `checkpoints/`, TensorBoard's events,
     `versions.json`, and at the end `curve.png`.
+
+    Attributes:
+      stopped: whether `train` was asked to stop before its steps were done.
     """
 
     def __init__(self, config: AnyConfig, folder: Path, *, name: str, resume: bool = False):
@@ -61,6 +64,7 @@ class Run:
         each = None if isinstance(config, SupervisedConfig) else config.evaluation.episodes_each
         self._measure = make_measure(config, self._built, each)
         self._resume = resume
+        self.stopped = False
 
     def train(self) -> dict[str, float]:
         """Trains until the config's steps are done, or until it is interrupted.
@@ -107,6 +111,7 @@ class Run:
             # here, for the wish to stop may come at any moment
             if step > saved:
                 self._checkpoints.save(step, state)
+        self.stopped = bool(stop)
         if stop:
             print(f"snaprl: stopped at step {step}; go on with --resume", file=sys.stderr)
         elif "wall_s" not in report:

@@ -62,6 +62,7 @@ def test_it_ends_in_five_seconds_with_a_checkpoint_and_nobody_left(tmp_path, num
     assert "Traceback" not in stderr
     assert elapsed_s < 10  # five on a machine that does nothing else
     assert len(list((folder / "checkpoints").iterdir())) == 1
+    assert not (folder / "curve.png").exists()  # drawing takes seconds
     until_s = time.monotonic() + 5
     while of_session(process.pid) and time.monotonic() < until_s:
         time.sleep(0.1)

@@ -64,6 +64,7 @@ class _Order(NamedTuple):
     life: int
     version: int
     due_s: float  # when the actor is taken for lost
+    within_s: float  # how long it was given
 
 
 class RayEngine:
@@ -238,7 +239,8 @@ class RayEngine:
             actor, self._seeds[actor], self._version, self._parameters
         )
         due_s = time.monotonic() + within_s
-        self._orders[reference] = _Order(actor, self._lives[actor], self._version, due_s)
+        life = self._lives[actor]
+        self._orders[reference] = _Order(actor, life, self._version, due_s, within_s)
 
     def _first_of_each(self) -> list[Any]:
         """What each actor sends next: Ray may learn of a later segment earlier."""
@@ -252,12 +254,13 @@ class RayEngine:
         due_s = time.monotonic() + self._patience_s
         for reference, order in self._orders.items():
             if order.actor == actor:
-                self._orders[reference] = order._replace(due_s=due_s)
+                self._orders[reference] = order._replace(due_s=due_s, within_s=self._patience_s)
 
     def _replace_late(self) -> None:
         now_s = time.monotonic()
-        for actor in {o.actor for o in self._orders.values() if o.due_s < now_s}:
-            self._replace(actor, f"sent nothing for {self._patience_s:.0f} s")
+        late = {o.actor: o.within_s for o in self._orders.values() if o.due_s < now_s}
+        for actor, within_s in late.items():
+            self._replace(actor, f"sent nothing for {within_s:.0f} s")
 
     def _replace(self, actor: int, why: str) -> None:
         self._orders = {r: o for r, o in self._orders.items() if o.actor != actor}

@@ -20,7 +20,7 @@ from snaprl.training.actors.shared import Memory, Newest, attach
 from snaprl.training.actors.supervisor import Supervisor
 
 PyTree = Any
-STARTUP_S = 120.0  # in which a process builds, compiles, and plays its first segment
+STARTUP_S = 300.0  # in which a process builds, compiles, and plays its first segment, under load
 GOODBYE_S = 2.0  # in which it ends when told to
 LOOK_EVERY_S = 0.2  # how often we look for processes that died or hang
 # An actor's programs are small: threads of their own would only take cores from the others.
