@@ -46,8 +46,8 @@ class Checkpoints:
 
     A checkpoint carries digests of its files and a checksum of its arrays, so a damaged one is
     never mistaken for a whole one. All leaves of one type lie end to end in one array, in the order
-    of `leaves` in the item `meta`, which has their paths and shapes: orbax writes a few arrays
-    faster than many, and tensorstore 0.1 keeps some bytes for ever of every array that it writes.
+    of `leaves` in the item `meta`, which has their paths and shapes: tensorstore 0.1 keeps some
+    bytes for ever of every array that it writes.
     Random keys of jax's own type are saved as the numbers that they are made of.
     """
 
@@ -73,10 +73,9 @@ class Checkpoints:
         Raises:
           UserError: the one before could not be written, see `wait`.
         """
-        packed = _pack(state)
-        meta = {"format": FORMAT, "leaves": _leaves(state), "crc32": _checksum(packed)}
+        packed, leaves = _pack(state), _leaves(state)
         self.wait()
-        self._writing = _WRITER.submit(self._write, step, packed, meta)
+        self._writing = _WRITER.submit(self._write, step, packed, leaves)
 
     def wait(self) -> None:
         """Waits for what is being written.
@@ -88,7 +87,8 @@ class Checkpoints:
         if writing is not None:
             writing.result()
 
-    def _write(self, step: int, packed: Packed, meta: dict[str, Any]) -> None:
+    def _write(self, step: int, packed: Packed, leaves: dict[str, str]) -> None:
+        meta = {"format": FORMAT, "leaves": leaves, "crc32": _checksum(packed)}
         args = self._ocp.args
         try:
             self._open().save(
@@ -213,11 +213,11 @@ def _pack(tree: PyTree) -> Packed:
 
 def _packed_like(tree: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and types of what `_pack` makes of a tree like this."""
-    likes = [like for like in map(_like_numpy, jax.tree.leaves(tree)) if like.size]
-    return {
-        dtype.name: jax.ShapeDtypeStruct((sum(x.size for x in likes if x.dtype == dtype),), dtype)
-        for dtype in {like.dtype: None for like in likes}
-    }
+    sizes: dict[np.dtype, int] = {}
+    for like in map(_like_numpy, jax.tree.leaves(tree)):
+        if like.size:
+            sizes[like.dtype] = sizes.get(like.dtype, 0) + like.size
+    return {dtype.name: jax.ShapeDtypeStruct((n,), dtype) for dtype, n in sizes.items()}
 
 
 def _unpack(packed: Packed, like: PyTree) -> PyTree:
@@ -225,10 +225,9 @@ def _unpack(packed: Packed, like: PyTree) -> PyTree:
 
     def take(leaf: Any) -> Any:
         plain = _like_numpy(leaf)
-        name, array = plain.dtype.name, np.zeros(plain.shape, plain.dtype)
-        if plain.size:
-            flat, rest[name] = np.split(rest[name], [plain.size])
-            array = flat.reshape(plain.shape)
+        name = plain.dtype.name
+        flat, rest[name] = np.split(rest.get(name, np.zeros(0, plain.dtype)), [plain.size])
+        array = flat.reshape(plain.shape)
         return jax.random.wrap_key_data(jnp.asarray(array)) if _is_key(leaf) else array
 
     return jax.tree.map(take, like)
