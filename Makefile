@@ -13,7 +13,7 @@ RUN ?= runs/$(basename $(notdir $(CONFIG)))
 ARGS ?=
 
 # What is locked: the library, every tool, and the optional parts that the tests exercise.
-EXTRAS := dev docs minigrid popgym ray sparsity
+EXTRAS := dev digits docs minigrid popgym ray sparsity
 
 .DEFAULT_GOAL := help
 .PHONY: help train test test-all test-lowest lint format bench figure docs lock clean

@@ -54,6 +54,17 @@ def open_files(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
+def shared_bytes() -> int:
+    """What lies in the shared memory of this machine, of all programs together."""
+    total = 0
+    for path in Path("/dev/shm").rglob("*"):
+        try:
+            total += path.stat().st_blocks * 512 if path.is_file() else 0
+        except FileNotFoundError:
+            continue
+    return total
+
+
 def main() -> None:
     """Runs it."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
@@ -66,6 +77,7 @@ def main() -> None:
     command = [sys.executable, "-m", "snaprl.training.cli", "train"]
     command += [f"tmaze_{given.engine}"]
     command += ["--run-dir", str(given.run), "--steps", "100_000_000", *given.flags]
+    shared = [shared_bytes()]
     with subprocess.Popen(command, start_new_session=True) as process:
         metrics, kills, handles = given.run / "metrics.jsonl", 0, []
         while not metrics.exists() or not metrics.read_text():
@@ -78,12 +90,14 @@ def main() -> None:
                 os.kill(random.choice(actors), signal.SIGKILL)
                 kills += 1
             handles.append(open_files(process.pid))
+            shared.append(shared_bytes())
         ended_by_itself = process.poll() is not None
         process.send_signal(signal.SIGINT)
         begin_s = time.monotonic()
         process.wait()
         ended_s = time.monotonic() - begin_s
     time.sleep(1.0)
+    shared.append(shared_bytes())
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     last = rows[-1]
     told = {name: last.get(name) for name in ("step", "success", "restarts", "steps_per_s")}
@@ -95,6 +109,9 @@ def main() -> None:
                 "gave up": ended_by_itself,
                 "ended within s": round(ended_s, 1),
                 "handles, first and last": (handles[0], handles[-1]),
+                "shared memory before, first, last, after, MiB": [
+                    round(shared[k] / 2**20, 1) for k in (0, 1, -2, -1)
+                ],
                 "processes left": len(of_run(process.pid, given.engine)),
             }
         )

@@ -1,12 +1,14 @@
 """What the core's gradients cost, over sizes: ratios against a peer in the same run.
 
-    python benchmarks/core.py segment short step sparse compile memory
+    python benchmarks/core.py segment short step sparse cost compile memory
 
 - segment: SnAp-1's gradient of T steps, with the influence after them, against the faster of
   `BPTT()` and `jax.grad` of `nn.RNN`; T = 128.
 - short: the same, T = 8.
 - step: SnAp-1's gradient of one step, against reading and writing its influence once.
 - sparse: SnAp-n on a sparse core, against `BPTT()` of the same masked cell, per step.
+- cost: what every method takes per step, by segments of 32 and by single steps, against `BPTT()` at
+  T = 32, and what it carries; GRU-64, 4 streams, dense and with a fan-in of 4.
 - compile: seconds until the first result of every method, GRU-128, T = 128.
 - memory: bytes that the influence takes, and a program's own, over T.
 """
@@ -27,6 +29,7 @@ from snaprl.cores import (
     KFRTRL,
     OKRTRL,
     RFLO,
+    RTRL,
     UORO,
     EProp,
     Frozen,
@@ -182,6 +185,34 @@ def _implied(mask: Any, units: int, order: int) -> int:
     return int((reached * into).sum())
 
 
+def cost(rounds: int) -> Iterator[str]:
+    """Every method, in turn within a round."""
+    units, streams = 64, 4
+    dense = [SnAp(0), SnAp(1), BPTT(tail=SnAp()), RFLO(), EProp(), UORO(), KFRTRL()]
+    dense += [OKRTRL(rank=2), Frozen(), RTRL()]
+    mask = sparsity.mask(nn.GRUCell(units), INPUTS, sparsity.fixed_fan_in(4))
+    for title, methods, chosen in (
+        ("dense", dense, None),
+        ("fan-in 4", [SnAp(1), SnAp(2), SnAp(3), RTRL()], mask),
+    ):
+        yield f"cost: GRU-{units}, {streams} streams, {title}: per step, to BPTT() at T = 32"
+        runs = {"BPTT": gradient(BPTT(), units, 32, streams, chosen)}
+        carried = {}
+        for method in methods:
+            runs[f"{method!r} 32"] = gradient(method, units, 32, streams, chosen)
+            runs[f"{method!r} 1"] = single = gradient(method, units, 1, streams, chosen)
+            carried[method] = single.influence / streams / 2**10  # type: ignore
+        seconds = race(runs, rounds)
+        yield f"  BPTT() {np.median(seconds['BPTT']) / 32 * 1e6:.1f} us"
+        for method in methods:
+            long = np.median(seconds[f"{method!r} 32"] / seconds["BPTT"])
+            short = np.median(seconds[f"{method!r} 1"] * 32 / seconds["BPTT"])
+            yield (
+                f"  {method!r:44s} segment {long:7.2f} x  step {short:7.1f} x"
+                f"  carried {carried[method]:8.1f} KiB a stream"
+            )
+
+
 def compiling(rounds: int) -> Iterator[str]:
     """Seconds to the first result."""
     del rounds
@@ -220,6 +251,7 @@ PARTS = {
     "short": functools.partial(segment, steps=8),
     "step": step,
     "sparse": sparse,
+    "cost": cost,
     "compile": compiling,
     "memory": memory,
 }

@@ -33,7 +33,7 @@ from snaprl.cores.unitwise import (
 
 
 class Tail(Protocol):
-    """A method whose influence can stand for the past of another: `SnAp`, `RTRL`."""
+    """A method whose influence can stand for the past of another: any but `BPTT` and `Frozen`."""
 
     def memory(self, cell: nn.RNNCellBase, sparsity: Sparsity) -> segment.Memory:
         """How the influence starts, advances, and meets the adjoint."""
@@ -97,6 +97,11 @@ class BPTT:
     def __post_init__(self):
         if self.tail is not None:
             check_method("tail", self.tail)
+            if not hasattr(self.tail, "memory"):
+                raise TypeError(
+                    f"tail is {self.tail!r}, which carries nothing from segment to segment; a tail "
+                    "is a method with an influence, such as SnAp(order=1)"
+                )
         if not isinstance(self.pieces, int) or self.pieces < 1:
             raise ValueError(f"BPTT(pieces={self.pieces}): a segment has 1, 2, ... pieces")
 
@@ -140,19 +145,23 @@ class BPTT:
         resets: Array | None,
     ) -> tuple[CoreState, Array]:
         """See `GradientMethod.unroll`."""
-        if self.pieces == 1 and is_unitwise(cell) and unitwise(cell).exact:
+        if self.pieces == 1 and not self._is_general(cell) and unitwise(cell).exact:
             memory = self.tail.memory(cell, sparsity) if self.tail else NOTHING
             rule = segment.by_adjoint(full_adjoint, memory)
             return segment.unroll(cell, rule, params, sparsity, state, xs, resets)
         hidden, influence = jax.lax.stop_gradient(state)
-        if self.tail is not None:
-            contract, influence = _tail(self.tail, cell, params, sparsity, state, xs, resets)
+        if self.tail is not None and jax.tree.leaves(influence):  # `SnAp(0)` carries nothing
+            past = _of_numbers if self._is_general(cell) else _of_units
+            contract, influence = past(self.tail, cell, params, sparsity, state, xs, resets)
             hidden = backprop.attach(params, hidden, contract)
         hidden, ys = backprop.unroll(cell, params, hidden, xs, resets, pieces=self.pieces)
         return jax.lax.stop_gradient(CoreState(hidden, influence)), ys
 
+    def _is_general(self, cell: nn.RNNCellBase) -> bool:
+        return not is_unitwise(cell) or getattr(self.tail, "entries", False)
 
-def _tail(
+
+def _of_units(
     tail: Tail,
     cell: nn.RNNCellBase,
     params: Params,
@@ -163,13 +172,6 @@ def _tail(
 ) -> tuple[backprop.Contract, PyTree]:
     """How the tail's influence meets dL/dh_0, and what becomes of it over the segment."""
     fixed, state, xs = jax.lax.stop_gradient((params, state, xs))
-    if not is_unitwise(cell):
-
-        def contract(ct: PyTree) -> Params:
-            lambda_ = general.as_state(ct).astype(state.influence.dtype)
-            return general.contract(fixed, sparsity, state.influence, lambda_)
-
-        return contract, general.influence_after(cell, fixed, sparsity, state, xs, resets)
     view, memory = unitwise(cell), tail.memory(cell, sparsity)
 
     def contract(ct: PyTree) -> Params:
@@ -181,6 +183,26 @@ def _tail(
     start = segment.initial_state(cell, xs[0])
     linearised = segment.linearise(view, fixed, start, segment.pack(state.hidden), xs, resets)
     return contract, memory.advance(view, fixed, sparsity, linearised, state.influence)
+
+
+def _of_numbers(
+    tail: Tail,
+    cell: nn.RNNCellBase,
+    params: Params,
+    sparsity: Sparsity,
+    state: CoreState,
+    xs: Array,
+    resets: Array | None,
+) -> tuple[backprop.Contract, PyTree]:
+    """The same where the influence is that of numbers of the state, whatever the tail's order."""
+    del tail
+    fixed, state, xs = jax.lax.stop_gradient((params, state, xs))
+
+    def contract(ct: PyTree) -> Params:
+        lambda_ = general.as_state(ct).astype(state.influence.dtype)
+        return general.contract(fixed, sparsity, state.influence, lambda_)
+
+    return contract, general.influence_after(cell, fixed, sparsity, state, xs, resets)
 
 
 def full_adjoint(

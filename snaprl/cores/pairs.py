@@ -7,20 +7,22 @@ of the L weights that enter unit q. Nothing that is zero by structure is stored.
     lambda^i_t = (dL_t/dh_t)[S_i] + D_{t+1}[S_i, S_i]^T lambda^i_{t+1}                          (15)
     J^(i,j)_T = sum_t P^i_t e_i sigma_t[g, i] read(h_tm1)[j] + P^i_0 J^(i,j)_0                 (15b)
 
-A pair hears only of pairs with the same q, so everything is sums over lists of rows. Below the
-first line of dashes all is written for one stream: its arrays lack the axis B.
+A pair hears only of pairs with the same q, so everything is sums over lists of rows. The rows of
+the influence are long, and (14) works on one stream after the other; those of lambda and P are
+short, and (15) and (15b) take all streams at once, as the last axis, so that what is added is long.
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from snaprl.cores import reach, rows, segment, streams
-from snaprl.cores.reach import Pattern, Tier
+from snaprl.cores.reach import Indices, Pattern, Tier
 from snaprl.cores.segment import Linearised, where_reset
-from snaprl.cores.types import Array, Params, Sparsity
+from snaprl.cores.types import Array, Params, PyTree, Sparsity
 from snaprl.cores.unitwise import (
     Block,
     Entry,
@@ -58,33 +60,48 @@ def advance(
 ) -> Vector:
     """The influence after the segment, from the one before it."""
     d = diagonal_block(cell, params, linearised.derivatives)
-    by_steps = len(linearised.xs) <= _LOOP_UP_TO
-    weights = _weights(cell, params, sparsity.pattern, told=not by_steps)
+    pattern, inputs = sparsity.pattern, (linearised, d)
+    if len(linearised.xs) > _LOOP_UP_TO:
+
+        def block(J_0: Vector, inputs: tuple) -> Vector:
+            linearised, d = inputs
+            passed_on = _passed_on(cell, params, pattern, linearised, d)
+
+            def stream(J_0: Vector, inputs: tuple) -> Vector:
+                linearised, P_0, own = inputs
+                return _by_segment(cell, params, sparsity, linearised, P_0, own, J_0)
+
+            return streams.update(stream, J_0, (linearised, *passed_on))
+
+        return streams.update_blocks(block, influence, inputs)
+    weights = _weights(cell, params, pattern, told=False)
 
     def stream(J_0: Vector, inputs: tuple) -> Vector:
-        if not by_steps:
-            linearised, d = inputs
-            return _by_segment(cell, params, sparsity, weights, linearised, d, J_0)
-
         def step(J_tm1: Vector, inputs_t: tuple) -> tuple[Vector, None]:
             linearised_t, d_t = inputs_t
             return _by_step(cell, params, sparsity, weights, linearised_t, d_t, J_tm1), None
 
         return segment.scan(step, J_0, inputs)[0]
 
-    return streams.update(stream, influence, (linearised, d))
+    return streams.update(stream, influence, inputs)
 
 
 def contract(
     cell: UnitwiseCell, params: Params, sparsity: Sparsity, influence: Vector, lambda_0: Vector
 ) -> Params:
     """`sum lambda_0 . J_0` over streams and pairs: lambda is U x `[B, E]`."""
+    columns = sparsity.pattern.columns
 
     def stream(J: Vector, lambda_: Vector) -> Array:
-        return plain_total(x[:, None] * j for x, j in zip(lambda_, J, strict=True))
+        # summed over the pairs of a unit at once: a sum over streams of all pairs would be as large
+        # as the influence of one, and be read and written for each
+        return plain_total(
+            _column(x, pairs)[:, None] * _rows(j, jnp.minimum(pairs, len(j) - 1))
+            for pairs in columns
+            for x, j in zip(lambda_, J, strict=True)
+        )
 
-    by_pair = streams.total(stream, influence, lambda_0)  # [E, L]
-    by_unit = plain_total(_column(by_pair, pairs) for pairs in sparsity.pattern.columns)
+    by_unit = streams.total(stream, influence, lambda_0)  # [N, L]
     return rows.to_tree(cell, params, sparsity, by_unit)
 
 
@@ -106,23 +123,20 @@ def adjoint(
     weights = _weights(cell, params, pattern, told=True)
 
     def step(lambda_: Vector, inputs_t: tuple) -> tuple[Vector, Vector]:
-        linearised_t, d_t, ct_t = inputs_t
-        arriving = segment.arrivals(cell, ct_t)
+        now, ct_t = inputs_t
         lambda_ = tuple(
-            x if ct is None else x + ct[pattern.row, None]
-            for x, ct in zip(lambda_, arriving, strict=True)
+            x if ct is None else x + ct[pattern.row][:, None]
+            for x, ct in zip(lambda_, ct_t, strict=True)
         )
-        lambda_tm1 = _transposed(cell, pattern, weights, linearised_t, d_t, lambda_)
+        lambda_tm1 = _transposed(cell, pattern, weights, now, lambda_)
         return lambda_tm1, tuple(x[: cell.features, 0] for x in lambda_)
 
-    def stream(inputs: tuple) -> tuple[Vector, Vector]:
-        end = (jnp.zeros((len(pattern.row), 1), ct_ys.dtype),) * cell.states
-        return segment.scan(step, end, inputs, reverse=True)
-
-    lambda_0, own = streams.each(stream, (linearised, d, ct_ys))
+    zero = jnp.zeros((len(pattern.row), 1, ct_ys.shape[1]), ct_ys.dtype)
+    inputs = _dynamics_of(linearised, d), _streams_last(segment.arrivals(cell, ct_ys))
+    lambda_0, own = segment.scan(step, (zero,) * cell.states, inputs, reverse=True)
     return (
-        tuple(jnp.swapaxes(x, 0, 1) for x in own),
-        tuple(x[..., 0] for x in lambda_0),
+        tuple(jnp.swapaxes(x, 1, 2) for x in own),
+        tuple(x[:, 0].T for x in lambda_0),
     )
 
 
@@ -145,7 +159,7 @@ def transfer(
 MEMORY = segment.Memory(init, advance, contract, transfer, adjoint, lift)
 
 
-# ---- one stream ------------------------------------------------------------------------------
+# ---- one stream: its arrays lack the axis B ----------------------------------------------------
 
 
 def _by_step(
@@ -198,24 +212,13 @@ def _by_segment(
     cell: UnitwiseCell,
     params: Params,
     sparsity: Sparsity,
-    weights: "list[Weights]",
     linearised: Linearised,
-    d: Block,
+    P_0: tuple[Vector, ...],
+    own: tuple[Vector, ...],
     J_0: Vector,
 ) -> Vector:
-    """(15b). Row (l, q) of P_t is how the S pairs of q hear, at the end, of unit l after step t."""
-    pattern = sparsity.pattern
-    now = jax.nn.one_hot(pattern.position, len(pattern.columns), dtype=J_0[0].dtype)  # [E, S]
-    none, states = jnp.zeros_like(now), range(cell.states)
-    end = tuple(tuple(now if u == v else none for v in states) for u in states)
-
-    def step(P_t: tuple[Vector, ...], inputs_t: tuple) -> tuple[tuple, tuple]:
-        own = tuple(tuple(x[: cell.features] for x in P) for P in P_t)
-        linearised_t, d_t = inputs_t
-        P_tm1 = tuple(_transposed(cell, pattern, weights, linearised_t, d_t, P) for P in P_t)
-        return P_tm1, own
-
-    P_0, own = segment.scan(step, end, (linearised, d), reverse=True)  # own: U x U x [T, N, S]
+    """(15b): U x `[E, L]`; P_0 is U x U x `[E, S]`, own is P_t e_i, U x U x `[T, N, S]`."""
+    pattern, states = sparsity.pattern, range(cell.states)
     gone, gone_0 = segment.gone(linearised.resets)
     xs, read, derivatives, own = where_reset(
         gone, 0.0, (linearised.xs, linearised.h_tm1[cell.read], linearised.derivatives, own)
@@ -241,47 +244,112 @@ def _since(
     own: Vector,
 ) -> Array:
     """The sum over the segment's steps in (15b): `[N, S, L]`; own is P_t e_i, U x `[T, N, S]`."""
-    blocks = []
-    for part in rows.parts(cell, params, sparsity, derivatives):
-        arriving = total(
-            None if entry is None else p * entry[..., None]
-            for p, entry in zip(own, part.entries, strict=True)
+    parts = list(rows.parts(cell, params, sparsity, derivatives))
+    sources = [rows.sources(part, cell, sparsity, xs, read) for part in parts]
+    none = jnp.zeros_like(xs, shape=own[0].shape[:2])
+    # few products, for each goes over P once: one of all the weights that a unit has for itself,
+    # and one of the gates that read the same numbers as all other units
+    blocks: dict[int, Array] = {}
+    apart = [k for k, source in enumerate(sources) if source is None or source.ndim == 3]
+    if apart:
+
+        def factor(k: int, u: int) -> Array:
+            entry, source = dense(parts[k].entries[u], none)[..., None], sources[k]
+            return entry if source is None else entry * source
+
+        found = plain_total(
+            jnp.einsum("tns,tnk->nsk", p, jnp.concatenate([factor(k, u) for k in apart], -1))
+            for u, p in enumerate(own)
         )
-        arriving = dense(arriving, own[0])
-        source = rows.sources(part, cell, sparsity, xs, read)
-        if source is None:
-            blocks.append(rows.kept(part, sparsity, arriving.sum(0))[..., None])
-        else:
-            equation = "tns,tnk->nsk" if source.ndim == 3 else "tns,tk->nsk"
-            blocks.append(jnp.einsum(equation, arriving, source))
-    return jnp.concatenate(blocks, -1)
+        ends = np.cumsum([parts[k].span.stop - parts[k].span.start for k in apart])[:-1]
+        for k, block in zip(apart, jnp.split(found, ends, -1), strict=True):
+            blocks[k] = rows.kept(parts[k], sparsity, block) if sources[k] is None else block
+    for names, source in ((cell.inputs, xs), (cell.recurrent, read)):
+        joined = [k for k, part in enumerate(parts) if k not in apart and part.name in names]
+        if joined:
+            arriving = [
+                plain_total(
+                    p * dense(entry, none)[..., None]
+                    for p, entry in zip(own, parts[k].entries, strict=True)
+                )
+                for k in joined
+            ]
+            found = jnp.einsum("tgns,tk->gnsk", jnp.stack(arriving, 1), source)
+            blocks |= dict(zip(joined, found, strict=True))
+    return jnp.concatenate([blocks[k] for k in range(len(parts))], -1)
+
+
+# ---- all streams at once, as the last axis -----------------------------------------------------
+
+
+class _Dynamics(NamedTuple):
+    """What D_t of (8) is made of, beside the weights."""
+
+    sigma: Block  # U x G  `[T, N, B]`
+    d: Block  # U x U  `[T, N, B]`
+    resets: Array | None  # [T, B]
+
+
+def _dynamics_of(linearised: Linearised, d: Block) -> _Dynamics:
+    sigma, d = _streams_last((linearised.derivatives.sigma, d))
+    return _Dynamics(sigma, d, linearised.resets)
+
+
+def _streams_last(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 1, 2), tree)
+
+
+def _passed_on(
+    cell: UnitwiseCell, params: Params, pattern: Pattern, linearised: Linearised, d: Block
+) -> tuple[tuple[Vector, ...], tuple[Vector, ...]]:
+    """P of (15b): row (l, q) of P_t is how the S pairs of q hear, at the end, of l after step t.
+
+    Returns:
+      P_0, U x U x `[E, B, S]`, and of every P_t the rows of the units themselves, U x U x
+      `[T, B, N, S]`.
+    """
+    weights = _weights(cell, params, pattern, told=True)
+    streams, kind = linearised.xs.shape[1], linearised.xs.dtype
+    now = jax.nn.one_hot(pattern.position, len(pattern.columns), dtype=kind)  # [E, S]
+    now = jnp.broadcast_to(now[..., None], (*now.shape, streams))
+    none, states = jnp.zeros_like(now), range(cell.states)
+    end = tuple(tuple(now if u == v else none for v in states) for u in states)
+
+    def step(P_t: tuple[Vector, ...], now_t: _Dynamics) -> tuple[tuple, tuple]:
+        own = tuple(tuple(x[: cell.features] for x in P) for P in P_t)
+        return tuple(_transposed(cell, pattern, weights, now_t, P) for P in P_t), own
+
+    found = segment.scan(step, end, _dynamics_of(linearised, d), reverse=True)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, -1, 1), found)
 
 
 def _transposed(
     cell: UnitwiseCell,
     pattern: Pattern,
     weights: "list[Weights]",
-    now: Linearised,
-    d_t: Block,
+    now: _Dynamics,
     after: Vector,
 ) -> Vector:
-    """`D_t[S_i, S_i]^T after` for every i: U x `[E, K]`; 0 where the step began anew."""
+    """`D_t[S_i, S_i]^T after` for every i: U x `[E, K, B]`; 0 where the step began anew."""
     before = []
     for v in range(cell.states):
         tiers = []
         for k, (tier, span) in enumerate(_tiers(pattern.told)):
             r = pattern.row[span]
             terms = [
-                None if entry is None else entry[r, None] * x[span]
-                for (entry, x) in zip((row[v] for row in d_t), after, strict=True)
+                None if entry is None else entry[r][:, None] * x[span]
+                for (entry, x) in zip((row[v] for row in now.d), after, strict=True)
             ]
             if v == cell.read and tier.pairs.size:
-                for gates, x in zip(now.derivatives.sigma, after, strict=True):
-                    sigma = (None if s is None else rows.filled(s, tier.units) for s in gates)
-                    terms += _weighted(_dynamics(sigma, weights[k]), x, tier)  # D_t[l, r]
+                for gates, x in zip(now.sigma, after, strict=True):
+                    sigma = (None if s is None else _column(s, tier.units) for s in gates)
+                    D = _dynamics(sigma, tuple(w[..., None] for w in weights[k]))  # D_t[l, r]
+                    terms += _weighted(D, x, tier)
             tiers.append(dense(total(terms), after[0][span]))
         before.append(jnp.concatenate(tiers))
-    return where_reset(now.resets, 0.0, tuple(before))
+    if now.resets is None:
+        return tuple(before)
+    return tuple(jnp.where(now.resets, 0.0, x) for x in before)
 
 
 # ---- lists -----------------------------------------------------------------------------------
@@ -310,7 +378,7 @@ def _tiers(tiers: tuple[Tier, ...]) -> list[tuple[Tier, slice]]:
 
 
 def _dynamics(sigma: Iterable[Entry], weights: Weights) -> Entry:
-    """`sum_g sigma_t[g] W[g]`, an entry of D_t (8) for each of a list: `[P, n]`."""
+    """`sum_g sigma_t[g] W[g]`, an entry of D_t (8) for each of a list: `[P, n, ...]`."""
     return total(None if s is None else s * w for s, w in zip(sigma, weights, strict=True))
 
 
@@ -318,16 +386,19 @@ def _weighted(D: Entry, values: Array, tier: Tier) -> list[Array]:
     """The terms of a sum over lists of rows: P x `[n, ...]`."""
     if D is None:
         return []
+    return [D[p][:, None] * _rows(values, pairs) for p, pairs in enumerate(tier.pairs)]
+
+
+def _rows(values: Array, index: Indices) -> Array:
     # indices of ours are never negative nor too large: to ask would be done for every row
-    rows = values.at[tier.pairs].get(mode="promise_in_bounds", wrap_negative_indices=False)
-    return [D[p, :, None] * rows[p] for p in range(len(tier.pairs))]
+    return values.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
-def _at(entry: Entry, index: reach.Indices) -> Entry:
+def _at(entry: Entry, index: Indices) -> Entry:
     return None if entry is None else entry[None, index]
 
 
-def _column(values: Array, pairs: reach.Indices) -> Array:
+def _column(values: Array, pairs: Indices) -> Array:
     """`values[pairs]`, 0 where the index is past the end."""
     return values.at[pairs].get(mode="fill", fill_value=0)
 

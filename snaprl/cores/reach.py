@@ -8,7 +8,7 @@ the weights that enter q, of which a sparse layer keeps those that exist.
 
 Masks give who reads whom, that gives pairs, and pairs give the lists by which (14) and (15) are
 gathers. All of it is numpy, once per pattern. Lists are padded to the longest; pairs that need long
-ones are few and stand apart, in a tier of their own. A pattern may be fitted into the shapes of
+ones are few and stand apart, in tiers of their own. A pattern may be fitted into the shapes of
 another, so that it can change without compiling: pairs that are too many are nobody's.
 """
 
@@ -41,10 +41,22 @@ class Tier(NamedTuple):
 
 
 Room = Mapping[str, int]  # how large the arrays of a pattern are, by what they hold
+# the parts of the pairs that are not a unit's with itself, in their order
+PARTS = {
+    "near pairs": 1,
+    "pairs told of many": 2,
+    "far pairs": 3,
+    "pairs that hear of many": 4,
+}
+FAR, FAR_TOLD = ("far pairs", "pairs that hear of many"), ("far pairs", "pairs told of many")
 
 
 class Pattern(NamedTuple):
-    """Pairs (r, q), each unit's pair with itself first, and how they feed each other."""
+    """Pairs (r, q), each unit's pair with itself first, and how they feed each other.
+
+    The others stand in four parts, so that each tier is one stretch of them: pairs whose lists are
+    short both ways, that are told of many, that hear and are told of many, and that hear of many.
+    """
 
     row: Indices  # [E]  r
     unit: Indices  # [E]  q
@@ -84,76 +96,72 @@ def pattern(
     hears = _neighbours(reads, reached, unit, row).sum(-1)
     tells = _neighbours(reads.T, reached, unit, row).sum(-1)
     own = unit == row
-    limit = _short(hears[~own]) if room is None else room["near lists"]
-    far = ~own & (hears > limit)
-    if room is not None:  # near pairs that are too many go where there is room
-        spare = np.nonzero(~own & ~far)[0][room["near pairs"] :]
-        far[spare] = True
+    if room is None:
+        near, near_told = _short(hears[~own]), _short(tells[~own])
+    else:
+        near, near_told = room["near lists"], room["near lists told"]
+    part = _part(own, hears > near, tells > near_told)
+    if room is not None:  # pairs that are too many go where every list is long
+        for name, k in PARTS.items():
+            part[np.nonzero(part == k)[0][room[name] :]] = PARTS["far pairs"]
+    long, long_told = (np.isin(part, [PARTS[name] for name in names]) for names in (FAR, FAR_TOLD))
     masked = {
         name: _kernel_mask(mask, name, params[name]["kernel"].shape)
         for name in (*cell.inputs, *cell.recurrent)
         if "kernel" in mask.get(name, {})
     }
-    needs = {
-        "near pairs": int((~own & ~far).sum()),
-        "near lists": int(hears[~own & ~far].max(initial=0)),
-        "far pairs": int(far.sum()),
-        "far lists": int(hears[far].max(initial=0)),
+    needs = {name: int((part == k).sum()) for name, k in PARTS.items()}
+    needs |= {
         "own lists": int(hears[own].max(initial=0)),
+        "near lists": int(hears[~own & ~long].max(initial=0)),
+        "far lists": int(hears[long].max(initial=0)),
         "own lists told": int(tells[own].max(initial=0)),
-        "lists told": int(tells[~own].max(initial=0)),
+        "near lists told": int(tells[~own & ~long_told].max(initial=0)),
+        "far lists told": int(tells[long_told].max(initial=0)),
         "reach": int(reached.sum(-1).max()),
     } | {f"fan-in of {name}": int(kept.sum(0).max(initial=0)) for name, kept in masked.items()}
     needs = {what: max(size, 1) for what, size in needs.items()}  # checkpoints hold no empty arrays
     room = needs if room is None else room
     _check_room(needs, room)
-    # a unit's pair with itself first, then the near ones, then the far ones; those that are
-    # nobody's are left over at the end of the near and of the far ones
-    total = size + room["near pairs"] + room["far pairs"]
-    places = np.concatenate(
-        [
-            np.nonzero(own)[0],
-            _padded(np.nonzero(~own & ~far)[0], room["near pairs"], len(unit)),
-            _padded(np.nonzero(far)[0], room["far pairs"], len(unit)),
-        ]
-    )
+    # those that are nobody's are left over at the end of each part
+    sizes = {name: room[name] for name in PARTS}
+    total = size + sum(sizes.values())
+    places = [_padded(np.nonzero(part == PARTS[k])[0], n, len(unit)) for k, n in sizes.items()]
+    places = np.concatenate([np.nonzero(own)[0], *places])
     unit, row = (np.append(x, size)[places] for x in (unit, row))
     pair = np.full((size + 1, size + 1), -1)
     pair[unit, row] = np.arange(total)
     pair = pair[:size, :size]
     columns, position = _columns(pair, room["reach"], total)
-    bounds = np.cumsum([0, size, room["near pairs"], room["far pairs"]])
+    heard, told = _stretches(size, sizes)
     lengths = (room["own lists"], room["near lists"], room["far lists"])
+    short_told, long_told = room["near lists told"], room["far lists told"]
+    lengths_told = (room["own lists told"], short_told, long_told, short_told)
     return Pattern(
         row=row.astype(np.int32),
         unit=unit.astype(np.int32),
         position=np.pad(position, (0, 1))[unit, row].astype(np.int32),
         columns=columns,
-        heard=_tiers(reads.T, reached, pair, unit, row, bounds, lengths),
-        told=_tiers(
-            reads,
-            reached,
-            pair,
-            unit,
-            row,
-            bounds[[0, 1, 3]],
-            (room["own lists told"], room["lists told"]),
-        ),
+        heard=_tiers(reads.T, reached, pair, unit, row, heard, lengths),
+        told=_tiers(reads, reached, pair, unit, row, told, lengths_told),
         fan_in={name: fan_in(kept, room[f"fan-in of {name}"]) for name, kept in masked.items()},
     )
 
 
 def room_of(pattern: Pattern) -> Room:
     """The shapes of a pattern, for another one that is to have the same."""
-    own, near, far = pattern.heard
+    (own, near, far), (own_told, short, long, rest) = pattern.heard, pattern.told
     return {
-        "near pairs": near.pairs.shape[1],
-        "near lists": near.pairs.shape[0],
-        "far pairs": far.pairs.shape[1],
-        "far lists": far.pairs.shape[0],
+        "near pairs": short.pairs.shape[1],
+        "pairs told of many": near.pairs.shape[1] - short.pairs.shape[1],
+        "far pairs": far.pairs.shape[1] - rest.pairs.shape[1],
+        "pairs that hear of many": rest.pairs.shape[1],
         "own lists": own.pairs.shape[0],
-        "own lists told": pattern.told[0].pairs.shape[0],
-        "lists told": pattern.told[1].pairs.shape[0],
+        "near lists": near.pairs.shape[0],
+        "far lists": far.pairs.shape[0],
+        "own lists told": own_told.pairs.shape[0],
+        "near lists told": short.pairs.shape[0],
+        "far lists told": long.pairs.shape[0],
         "reach": pattern.columns.shape[0],
     } | {f"fan-in of {name}": lists.inputs.shape[0] for name, lists in pattern.fan_in.items()}
 
@@ -185,6 +193,23 @@ def _neighbours(
 ) -> np.ndarray:
     """For each pair (r, q) `[E, l]`: is (l, q) a pair, and does r read l?"""
     return reads.T[row] & reached[unit]
+
+
+def _part(own: np.ndarray, hears_many: np.ndarray, told_of_many: np.ndarray) -> np.ndarray:
+    """In which of `PARTS` each pair stands; 0 for that of a unit with itself."""
+    there = np.where(
+        hears_many,
+        np.where(told_of_many, PARTS["far pairs"], PARTS["pairs that hear of many"]),
+        np.where(told_of_many, PARTS["pairs told of many"], PARTS["near pairs"]),
+    )
+    return np.where(own, 0, there)
+
+
+def _stretches(units: int, sizes: Room) -> tuple[np.ndarray, np.ndarray]:
+    """Where the tiers of those that are heard, and of those that are told, begin and end."""
+    near, told, far, hear = sizes.values()
+    heard = np.cumsum([0, units, near + told, far + hear])
+    return heard, np.cumsum([0, units, near, told + far, hear])
 
 
 def _short(counts: np.ndarray) -> int:

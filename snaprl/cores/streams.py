@@ -32,11 +32,27 @@ def update(advance: Callable[[Any, Any], Any], state: PyTree, inputs: PyTree) ->
     return jax.lax.fori_loop(0, _streams(state), body, state)
 
 
-def each(f: Callable[[Any], Any], inputs: PyTree) -> PyTree:
-    """`f(inputs_b)` for every stream b, stacked in front; inputs are `[T, B, ...]`."""
-    if _side_by_side():
-        return jax.vmap(f, in_axes=1)(inputs)
-    return jax.lax.map(lambda b: f(_take(inputs, b, 1)), jnp.arange(_streams(inputs, axis=1)))
+def update_blocks(
+    advance: Callable[[Any, Any], Any], state: PyTree, inputs: PyTree, size: int = 16
+) -> PyTree:
+    """The same for `size` streams at a time, for what keeps streams in vectors: one of floats."""
+    streams = _streams(state)
+    if _side_by_side() or streams <= size:
+        return advance(state, inputs)
+
+    def block(start: Any, state: PyTree, size: int) -> PyTree:
+        def take(x: jax.Array, axis: int) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+
+        before = jax.tree.map(lambda x: take(x, 0), state)
+        after = advance(before, jax.tree.map(lambda x: take(x, 1), inputs))
+        return jax.tree.map(
+            lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, 0), state, after
+        )
+
+    whole, rest = divmod(streams, size)
+    state = jax.lax.fori_loop(0, whole, lambda k, state: block(k * size, state, size), state)
+    return block(whole * size, state, rest) if rest else state
 
 
 def total(f: Callable[..., Any], *states: PyTree) -> PyTree:

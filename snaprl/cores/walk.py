@@ -87,19 +87,45 @@ class Walking:
         resets: Array | None,
     ) -> tuple[CoreState, Array]:
         """See `GradientMethod.unroll`."""
-        return segment.unroll(cell, rule(self.walk()), params, sparsity, state, xs, resets)
+        return segment.unroll(cell, _rule(self.walk()), params, sparsity, state, xs, resets)
+
+    def memory(self, cell: nn.RNNCellBase, sparsity: Sparsity) -> segment.Memory:
+        """The estimate, as the tail of another method may carry it."""
+        del cell
+        walk = self.walk()
+
+        def init(cell: UnitwiseCell, params: Params, sparsity: Sparsity, streams: int) -> Drawn:
+            raise NotImplementedError("a key is needed: `Walking.init`")
+
+        def contract(
+            cell: UnitwiseCell, params: Params, sparsity: Sparsity, drawn: Drawn, lambda_0: Vector
+        ) -> Params:
+            return walk.contract(cell, params, drawn.factors, lambda_0)
+
+        def transfer(cell, params, before, after, influence):
+            return influence
+
+        return segment.Memory(init, _advancing(walk), contract, transfer)
 
 
-def rule(walk: Walk) -> segment.Rule:
-    """The method that walks with `walk`."""
+Step = Callable[[UnitwiseCell, Params, Drawn, Linearised], Drawn]
 
-    def step(
-        cell: UnitwiseCell, params: Params, drawn: Drawn, now: Linearised
-    ) -> tuple[Drawn, None]:
+
+def _stepping(walk: Walk) -> Step:
+    """One step of the estimate, with the stream's own key."""
+
+    def step(cell: UnitwiseCell, params: Params, drawn: Drawn, now: Linearised) -> Drawn:
         keys = jax.vmap(jax.random.split)(jax.random.wrap_key_data(drawn.key))  # [B, 2]
         factors = where_reset(now.resets, 0.0, drawn.factors)
         factors = walk.step(cell, params, keys[:, 0], now, factors)
-        return Drawn(jax.random.key_data(keys[:, 1]), factors), None
+        return Drawn(jax.random.key_data(keys[:, 1]), factors)
+
+    return step
+
+
+def _advancing(walk: Walk) -> Callable:
+    """The estimate after a segment, from the one before it."""
+    step = _stepping(walk)
 
     def advance(
         cell: UnitwiseCell,
@@ -109,7 +135,14 @@ def rule(walk: Walk) -> segment.Rule:
         drawn: Drawn,
     ) -> Drawn:
         del sparsity
-        return segment.scan(lambda d, now: step(cell, params, d, now), drawn, linearised)[0]
+        return segment.scan(lambda d, now: (step(cell, params, d, now), None), drawn, linearised)[0]
+
+    return advance
+
+
+def _rule(walk: Walk) -> segment.Rule:
+    """The method that walks with `walk`."""
+    step = _stepping(walk)
 
     def gradient(
         cell: UnitwiseCell,
@@ -133,12 +166,12 @@ def rule(walk: Walk) -> segment.Rule:
             factors = where_reset(now.resets, 0.0, drawn.factors)
             known = walk.contract(cell, params, factors, lambda_tm1)
             grads = jax.tree.map(jnp.add, grads, known)
-            return (step(cell, params, drawn, now)[0], grads), None
+            return (step(cell, params, drawn, now), grads), None
 
         (_, grads), _ = segment.scan(add, (drawn, grads), (linearised, before))
         return grads, lambdas
 
-    return segment.Rule(advance, gradient)
+    return segment.Rule(_advancing(walk), gradient)
 
 
 def dynamics(cell: UnitwiseCell, params: Params, now: Linearised, state: Vector) -> Vector:

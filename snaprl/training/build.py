@@ -77,6 +77,11 @@ def build(config: Config) -> Built:
     except (ValueError, TypeError, ModuleNotFoundError, gymnasium.error.Error) as error:
         given = f" (env.kwargs is {config.env.kwargs})" if isinstance(error, TypeError) else ""
         raise UserError(f"env.id {config.env.id}: {error}{given}") from error
+    try:  # whether the influence fits into memory is known without making it
+        jax.eval_shape(lambda key: agent.initial_state(key, t.streams), jax.random.key(0))
+    except ValueError as error:
+        sizes = f"agent.features {config.agent.features}, agent.method {config.agent.method}"
+        raise UserError(f"{sizes}: {error}") from error
     per_update = a.count if pure else a.per_update or a.count
     streams = t.streams // a.count * per_update
     updates = -(-t.steps // (streams * t.unroll))

@@ -1,9 +1,11 @@
 """Checkpoints: a run's whole state, written whole or not at all, and read back exactly."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import re
 import sys
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -101,10 +103,11 @@ class Checkpoints:
             new = folder / f"{DIGESTS}.new"
             new.write_text(json.dumps(_digests(folder)), encoding="utf-8")
             new.replace(folder / DIGESTS)
-        except OSError as error:
+        except Exception as error:  # tensorstore says what a disk said in types of its own
+            with contextlib.suppress(Exception):  # orbax would say it again whenever it is asked
+                self._let_go()
             raise UserError(
-                f"the checkpoint of step {step} cannot be written to {self._folder}: "
-                f"{error.strerror or error}"
+                f"the checkpoint of step {step} cannot be written to {self._folder}: {_why(error)}"
             ) from error
 
     def steps(self) -> list[int]:
@@ -160,9 +163,9 @@ class Checkpoints:
             self._let_go()
 
     def _let_go(self) -> None:
-        if self._manager is not None:
-            self._manager.close()
-            self._manager = None
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            manager.close()
 
     def _open(self) -> Any:
         if self._manager is None:
@@ -173,6 +176,13 @@ class Checkpoints:
     def _read(self, step: int, item: str, args: Any) -> Any:
         composite = self._ocp.args.Composite(**{item: args})
         return self._open().restore(step, args=composite)[item]
+
+
+def _why(error: Exception) -> str:
+    """What the system said; tensorstore hands that on within a long sentence of its own."""
+    text = getattr(error, "strerror", None) or " ".join(str(error).split())
+    found = re.search(r"([^:]+) \[os_error_code", text)
+    return found[1].strip() if found else text
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from snaprl.agents import Agent, Segment
 from snaprl.envs import AutoResetEnv
 from snaprl.training.learner import Learner, LearnerState
 from snaprl.training.meters import Chunk
-from snaprl.training.updates import make_updates
+from snaprl.training.updates import Stoppable, make_updates
 
 Array = jax.Array
 PyTree = Any
@@ -61,6 +61,7 @@ class DeviceLoop:
         self.steps_per_update = streams * unroll
         self._init = jax.jit(self._init_traced)
         self._chunk = jax.jit(self._chunk_traced, donate_argnums=0)
+        self._run = Stoppable(self._chunk)
 
     def init(self, key: Array) -> LoopState:
         """Starts parameters, streams and environments; `key` is consumed."""
@@ -69,13 +70,8 @@ class DeviceLoop:
     def run(
         self, state: LoopState, updates: int, stop: Callable[[], bool] = lambda: False
     ) -> tuple[LoopState, Chunk]:
-        """Makes `updates` updates, at most `updates_per_chunk`; `state` is consumed.
-
-        It is one program, which nothing stops on its way.
-        """
-        del stop
-        state, chunk = self._chunk(state, jnp.int32(updates))
-        return state, jax.device_get(chunk)._replace(updates=updates)
+        """Makes `updates` updates, at most `updates_per_chunk`; `state` is consumed."""
+        return self._run(state, updates, stop)
 
     def restore(self, state: LoopState) -> LoopState:
         """Goes on from a state that was saved, exactly."""
@@ -99,7 +95,9 @@ class DeviceLoop:
         observation = self._agent.observe(observation, *nothing, first)
         return LoopState(self._learner.init(variables, bank), envs, observation, first, key)
 
-    def _chunk_traced(self, state: LoopState, updates: Array) -> tuple[LoopState, Chunk]:
+    def _chunk_traced(
+        self, state: LoopState, updates: Array
+    ) -> tuple[LoopState, tuple[dict, dict]]:
         return make_updates(self._update, state, updates, self._updates)
 
     def _update(self, state: LoopState) -> tuple[LoopState, tuple[dict, dict]]:

@@ -1,6 +1,7 @@
 """What goes wrong in a way that the user can mend, and how it is said."""
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
 
@@ -10,6 +11,18 @@ class UserError(Exception):
     Its message is one sentence that names the thing and the way out. The command prints it to
     stderr after `snaprl: ` and exits with code 2, without a traceback.
     """
+
+
+class Stopped(Exception):
+    """What was under way was broken off, for it was asked to stop."""
+
+
+def in_a_line(error: BaseException) -> str:
+    """What an exception of somebody else's code says, and where, without a traceback."""
+    text = " ".join(str(error).split())
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}{': ' * bool(text)}{text}{where}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -9,14 +9,20 @@ import numpy as np
 
 from snaprl.agents import Agent
 from snaprl.envs import AutoResetEnv
+from snaprl.training.errors import Stopped
 from snaprl.training.host_envs import HostEnvs
 
 Array = jax.Array
 PyTree = Any
-# (variables, key) -> averages; the key is consumed
-Evaluate = Callable[[PyTree, Array], dict[str, float]]
+Stop = Callable[[], bool]
+Evaluate = Callable[..., dict[str, float]]  # (variables, key, stop) -> averages; consumes the key
 COPIES = 256  # environments side by side, at most
 AVERAGED = ("episode_return", "episode_length", "success")
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
 
 
 def device_evaluator(
@@ -36,7 +42,7 @@ def device_evaluator(
       max_steps: per episode.
 
     Returns:
-      `(variables, key) -> averages`: `episodes`, and averages over them: `episode_return`,
+      `(variables, key, stop) -> averages`: `episodes`, and averages over them: `episode_return`,
       `episode_length`, `success` where the task knows it.
     """
     each = -(-episodes // COPIES)
@@ -73,7 +79,8 @@ def device_evaluator(
         start = (jnp.int32(0), envs, hidden, observation, first, key, done, totals)
         return jax.lax.while_loop(unfinished, body, start)[6:]
 
-    def evaluate(variables: PyTree, key: Array) -> dict[str, float]:
+    def evaluate(variables: PyTree, key: Array, stop: Stop = never) -> dict[str, float]:
+        del stop  # it does not take long
         done, totals = jax.device_get(play(variables, key))
         return _averages(totals, float(done.sum()), env.knows_success)
 
@@ -83,12 +90,15 @@ def device_evaluator(
 def host_evaluator(
     agent: Agent, envs: HostEnvs, *, episodes: int, greedy: bool, max_steps: int
 ) -> Evaluate:
-    """Makes what plays episodes in gymnasium environments; see `device_evaluator`."""
+    """Makes what plays episodes in gymnasium environments; see `device_evaluator`.
+
+    It raises `Stopped` where it is asked to stop.
+    """
     each = -(-episodes // envs.streams)
     limit = _limit(max_steps, each)
     act, observe = jax.jit(agent.act), jax.jit(agent.observe)
 
-    def evaluate(variables: PyTree, key: Array) -> dict[str, float]:
+    def evaluate(variables: PyTree, key: Array, stop: Stop = never) -> dict[str, float]:
         key, env_key, state_key = jax.random.split(key, 3)
         first = jnp.ones(envs.streams, bool)
         nothing = agent.no_action(envs.streams), jnp.zeros(envs.streams)
@@ -98,6 +108,8 @@ def host_evaluator(
         done = np.zeros(envs.streams, int)
         totals = {name: np.zeros(envs.streams) for name in AVERAGED}
         for t in range(limit):
+            if stop():
+                raise Stopped
             key, act_key = jax.random.split(key)
             hidden, chosen = act(variables, hidden, observation, first, None if greedy else act_key)
             out = envs.step(np.asarray(agent.to_env(chosen.action)))

@@ -8,7 +8,13 @@ import jax
 
 from snaprl.training.build import Built, make_envs
 from snaprl.training.config import AnyConfig
-from snaprl.training.evaluate import Evaluate, device_evaluator, host_evaluator
+from snaprl.training.evaluate import (
+    Evaluate,
+    Stop,
+    device_evaluator,
+    host_evaluator,
+    never,
+)
 from snaprl.training.host_envs import HostEnvs
 from snaprl.training.schema import Config
 from snaprl.training.supervised.schema import SupervisedConfig
@@ -21,8 +27,12 @@ TELLING = {"eval_success": 1, "eval_episode_return": 1, "eval_valid_loss": -1, "
 class Measure(Protocol):
     """Measures a loop's state, as often as one asks; what it compiles, it keeps."""
 
-    def __call__(self, state: PyTree, key: jax.Array) -> dict[str, float]:
-        """Numbers whose names begin with `eval_`, and `episodes` of an agent; `key` is consumed."""
+    def __call__(self, state: PyTree, key: jax.Array, stop: Stop = never) -> dict[str, float]:
+        """Numbers whose names begin with `eval_`, and `episodes` of an agent; `key` is consumed.
+
+        Raises:
+          Stopped: it was asked to stop before it was through.
+        """
         ...
 
     def about(self, state: PyTree) -> dict[str, float]:
@@ -62,13 +72,13 @@ class AgentMeasure:
         self._envs: HostEnvs | None = None
         self._ways: Mapping[str, Evaluate] = {}
 
-    def __call__(self, state: PyTree, key: jax.Array) -> dict[str, float]:
+    def __call__(self, state: PyTree, key: jax.Array, stop: Stop = never) -> dict[str, float]:
         """`episodes`, `eval_...` (the policy as it is, actions drawn) and `eval_greedy_...`."""
         if not self._ways:
             self._ways = {"eval_": self._way(greedy=False), "eval_greedy_": self._way(greedy=True)}
         result = {}
         for prefix, evaluate in self._ways.items():
-            numbers = evaluate(state.learner.variables, key)
+            numbers = evaluate(state.learner.variables, key, stop)
             result["episodes"] = numbers.pop("episodes")
             result |= {prefix + name: value for name, value in numbers.items()}
         return result

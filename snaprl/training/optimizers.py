@@ -6,7 +6,7 @@ from typing import Any
 
 import optax
 
-from snaprl.training.schema import OptimizerConfig, RatesConfig
+from snaprl.training.schema import OptimizerConfig, RatesConfig, UpdatesConfig
 
 PyTree = Any
 
@@ -25,7 +25,7 @@ def optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransforma
     return optax.chain(*parts)
 
 
-def learning_rate(config: OptimizerConfig, updates: int) -> optax.Schedule:
+def learning_rate(config: UpdatesConfig, updates: int) -> optax.Schedule:
     """The config's schedule over `updates` updates."""
     peak = config.learning_rate
     end = peak * config.final_learning_rate_fraction

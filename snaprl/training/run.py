@@ -17,7 +17,7 @@ import jax
 from snaprl.training import meters, provenance, runs, sinks
 from snaprl.training.checkpoints import Checkpoints, tell_of_damage
 from snaprl.training.config import AnyConfig, dumps, load, read_toml
-from snaprl.training.errors import UserError
+from snaprl.training.errors import Stopped, UserError
 from snaprl.training.loops import prepare, shapes
 from snaprl.training.measure import make_measure, score
 from snaprl.training.progress import Progress
@@ -101,7 +101,7 @@ class Run:
                     report |= meters.report(chunk, knows_success=loop.knows_success)
                     report["steps_per_s"] = count * built.steps_per_update / (now_s - start_s)
                     if step >= evaluation_due:
-                        report |= self._evaluated(state, step)
+                        report |= self._evaluated(state, step, lambda: bool(stop))
                         evaluation_due = _next(step, self.config.evaluation.every)
                     sink.write(report)
                     progress.report(report)
@@ -118,11 +118,14 @@ class Run:
             print("there was nothing left to train; --steps N goes further")
         return report
 
-    def _evaluated(self, state: PyTree, step: int) -> dict[str, float]:
+    def _evaluated(self, state: PyTree, step: int, stop: Callable[[], bool]) -> dict[str, float]:
         """What an evaluation says; the state is kept where none before was as good."""
         # a key of its own: training draws what it would draw without
         key = jax.random.fold_in(jax.random.key(self.config.seed), step)
-        found = self._measure(state, key)
+        try:
+            found = self._measure(state, key, stop)
+        except Stopped:
+            return {}
         found.pop("episodes", None)
         if score(found) > self._best_score:
             self._best_score = score(found)

@@ -123,8 +123,8 @@ class RatesConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    """How gradients become updates."""
+class UpdatesConfig:
+    """How gradients become updates, of agents and of supervised models."""
 
     # learning rate after the warmup
     learning_rate: Positive = 1e-3
@@ -136,6 +136,12 @@ class OptimizerConfig:
     warmup_fraction: Fraction = 0.0
     # share of the learning rate that a schedule leaves at the end
     final_learning_rate_fraction: Fraction = 0.0
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(UpdatesConfig):
+    """How gradients become updates."""
+
     # by what the learning rate is multiplied, for parts of the agent
     rates: RatesConfig = RatesConfig()
 

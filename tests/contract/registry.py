@@ -97,6 +97,10 @@ METHODS = {
     "uoro": estimate(UORO()),
     "kf-rtrl": estimate(KFRTRL()),
     "ok-rtrl": estimate(OKRTRL(rank=2)),
+    "tail-rflo": Method(BPTT(tail=RFLO()), Pattern.OWN, Pattern.ALL, laws={Law.ONE_STEP}),
+    "tail-uoro": Method(
+        BPTT(tail=UORO()), Pattern.ALL, Pattern.ALL, laws={Law.ONE_STEP}, drawn=True
+    ),
     "frozen": Method(Frozen(), Pattern.NONE, Pattern.ALL, laws=set(), learns=False),
 }
 

@@ -39,6 +39,8 @@ COST = {
     "uoro": Cost("N K G", "every step twice: the backward pass walks again", UNITWISE),
     "kf-rtrl": Cost("2 U N^2 G", "N^3 G per step", UNITWISE),
     "ok-rtrl": Cost("2 R U N^2 G", "R N^3 G per step", UNITWISE),
+    "tail-rflo": Cost("N K G", "BPTT's and RFLO's", UNITWISE),
+    "tail-uoro": Cost("N K G", "BPTT's, and one step of the estimate per step", UNITWISE),
     "frozen": Cost("none", "no gradient of the weights", ANY),
 }
 

@@ -113,6 +113,16 @@ def test_exact_methods_give_the_gradient_of_the_whole_history(name, method):
 
 
 @CELL
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_tail_of_order_0_is_no_tail(name, pieces):
+    found = []
+    for tail in (None, SnAp(order=0)):
+        rnn, variables, carry, *segment = drawn(name, BPTT(tail=tail, pieces=pieces))
+        found.append(gradients(rnn, variables, carry, *segment, (1, 3))[0])
+    assert_close(*found)
+
+
+@CELL
 @pytest.mark.parametrize("pieces", [1, 2, 3, 9])
 def test_backpropagation_is_exact_inside_its_segment(name, pieces):
     rnn, variables, carry, *segment = drawn(name, BPTT(pieces=pieces), steps=5)
@@ -190,9 +200,10 @@ def output(name, carry):
     return (carry["h"] if name == "deep" else carry[1])[0]
 
 
+@pytest.mark.parametrize("around", [lambda method: method, lambda method: BPTT(tail=method)])
 @pytest.mark.parametrize("density", [None, 0.4])
 @pytest.mark.parametrize("order", [1, 2])
-def test_on_cells_of_one_variable_both_paths_are_one(order, density):
+def test_on_cells_of_one_variable_both_paths_are_one(order, density, around):
     """The general path knows nothing of units, and gives what the fast one gives."""
     cell = nn.GRUCell(4, param_dtype=jnp.float64)
     mask = None
@@ -203,7 +214,8 @@ def test_on_cells_of_one_variable_both_paths_are_one(order, density):
     for entries in (False, True):
         CELLS["gru"] = (cell, (2,))
         try:
-            rnn, variables, carry, *segment = drawn("gru", SnAp(order, entries), mask=mask)
+            method = around(SnAp(order, entries))
+            rnn, variables, carry, *segment = drawn("gru", method, mask=mask)
         finally:
             del CELLS["gru"]
         found.append(gradients(rnn, variables, carry, *segment, (1, 3))[0])

@@ -211,15 +211,16 @@ def unroll(
         h = np.where(segment.resets[t][:, None], initial, h)
         own_D = np.array(jacobians(cell, own=True)(h, theta, segment.xs[t])[2]) if own else None
         h, y, *steps_t = (np.array(x) for x in jacobians(cell)(h, theta, segment.xs[t]))
-        steps_t[0] = steps_t[0] if own_D is None else own_D
+        D = steps_t[0] if own_D is None else own_D  # what the influence follows
+        steps_t[0] = D if row.adjoint is row.influence else steps_t[0]
         read, dy_dh = (np.asarray(x) for x in readout(cell)(h))
         np.testing.assert_allclose(read, y, rtol=1e-14, atol=1e-300)
         weights = np.asarray(probe.widened(segment.weights[t], y))
         direct.append(np.einsum("bo,boh->bh", weights, dy_dh))  # dL_t/dh_t
-        for b, (D_t, I_t, _) in enumerate(zip(*steps_t, strict=True)):
+        for b, I_t in enumerate(steps_t[1]):
             if segment.resets[t, b]:
                 J[b] = 0.0
-            J[b] = S * (I_t + D_t @ J[b])  # (2), (5)
+            J[b] = S * (I_t + D[b] @ J[b])  # (2), (5)
             by_influence += direct[t][b] @ J[b]  # (3)
         ys.append(y)
         linear.append(steps_t)

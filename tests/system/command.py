@@ -34,9 +34,10 @@ class Said(NamedTuple):
 
 
 class Pathological(gymnasium.Env):
-    """Rewards that are no numbers from some step on, or a space that nothing here can read."""
+    """What goes wrong from some step on, or a space that nothing here can read."""
 
-    def __init__(self, *, broken_space: bool = False, good_steps: int = 0):
+    def __init__(self, *, broken_space: bool = False, good_steps: int = 0, raises: bool = False):
+        self._raises = raises
         self.observation_space = spaces.Text(5) if broken_space else spaces.Box(-1, 1, (2,))
         self.action_space = spaces.Discrete(2)
         self._left = good_steps
@@ -47,6 +48,8 @@ class Pathological(gymnasium.Env):
 
     def step(self, action):
         self._left -= 1
+        if self._raises and self._left < 0:
+            raise KeyError("the door is gone")
         reward = 0.0 if self._left >= 0 else float("nan")
         return np.zeros(2, np.float32), reward, False, False, {}
 

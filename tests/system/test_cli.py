@@ -118,6 +118,10 @@ ON_THE_LINE = {
         ["--env.id", "tests/Pathological-v0", "--env.kwargs.length", "3"],
         "env.id tests/Pathological-v0: .*length.*",
     ),
+    "size": (
+        ["--agent.features", "9999", "--method", "rtrl"],
+        "agent.features 9999, agent.method rtrl: the influence takes .* GiB for .* stream.*",
+    ),
     "package": (["--env.id", "nopackage:X-v0"], "env.id nopackage:X-v0: .*nopackage.*"),
     "loop": (
         ["--env.id", "CartPole-v1", "--training.loop", "device"],

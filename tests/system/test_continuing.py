@@ -134,6 +134,24 @@ def test_a_reward_that_is_no_number_leaves_the_last_good_checkpoint(snaprl, task
     assert [row["step"] for row in sinks.read_rows(folder / "metrics.jsonl")] == [128, 256]
 
 
+def test_an_environment_that_raises_ends_the_run_with_a_sentence(snaprl, task, tmp_path):
+    task.write_text(
+        TASK.replace("{ length = 3 }", "{ good_steps = 75, raises = true }").replace(
+            "[env]", "[env]\nid = 'tests/Pathological-v0'"
+        )
+    )
+    folder = tmp_path / "run"
+    said = snaprl("train", task, "--run-dir", folder)
+    assert said.code == 2
+    assert "Traceback" not in said.err
+    assert re.search(
+        r"snaprl: training stopped, for actor 0 failed: KeyError: 'the door is gone' "
+        r"\(.*command.py, line \d+\); the checkpoint of step 256 is kept",
+        said.err.splitlines()[-1],
+    ), said.err
+    assert run.Checkpoints(folder / "checkpoints").steps() == [256]
+
+
 def test_episodes_of_an_environment_that_cannot_be_saved_start_anew(snaprl, task, tmp_path):
     task.write_text(
         TASK.replace("kwargs = { length = 3 }", "id = 'CartPole-v1'").replace("512", "256")

@@ -200,6 +200,11 @@ REFUSED = {
         *("--optimizer.name", "adm"),
         "'optimizer.name': there is no optimiser 'adm': did you mean 'adam'.*",
     ),
+    "size": (
+        *("--model.features", "99999"),
+        "model.features 99999, model.method snap1: the influence takes .* GiB for .* stream.*",
+    ),
+    "rates": ("--optimizer.rates.core", "0.5", "unknown flag --optimizer.rates.core.*"),
     "fan-in": ("--model.fan-in", "9", "model.fan_in 9, input_fan_in 0: fan_in is 9, but .*"),
 }
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from snaprl.agents import Segment
 from snaprl.training.actors.actor import Actor, ActorState, Played, Poison
-from snaprl.training.errors import UserError
+from snaprl.training.errors import UserError, in_a_line
 
 PyTree = Any
 MakeActor = Callable[..., Actor]  # (index, *, alive) -> Actor; picklable, for other processes
@@ -80,7 +80,8 @@ class Engine(Protocol):
 class LocalEngine:
     """Actors in this process, one after the other: deterministic, and as fresh as parameters get.
 
-    An actor that fails ends the run: here is where one looks at what is wrong with it.
+    An actor that fails ends the run, for here is where one looks at what is wrong with it: the
+    sentence names the line, and the exception has the whole as its cause.
     """
 
     ahead = False
@@ -110,6 +111,8 @@ class LocalEngine:
             state, played = self._actors[index].play(self._variables, self._states[index])
         except Poison as error:
             raise UserError(f"actor {index}: {error}") from error
+        except Exception as error:  # whatever an environment raises
+            raise UserError(f"actor {index} failed: {in_a_line(error)}") from error
         self._states[index] = state
         self._next = (index + 1) % len(self._actors)
         return Message(played, index, 0, self._version)

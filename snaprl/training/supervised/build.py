@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import optax
 
 from snaprl.training import parts
@@ -89,6 +90,11 @@ def make_model(config: SupervisedConfig, task: Task) -> SequenceModel:
         raise UserError(
             f"model.fan_in {m.fan_in}, input_fan_in {m.input_fan_in}: {error}"
         ) from error
+    streams = config.training.streams
+    try:  # whether the influence fits into memory is known without making it
+        jax.eval_shape(lambda key: model.initial_state(key, streams), jax.random.key(0))
+    except ValueError as error:
+        raise UserError(f"model.features {m.features}, model.method {m.method}: {error}") from error
     return model
 
 

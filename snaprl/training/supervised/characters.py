@@ -11,6 +11,8 @@ import numpy as np
 from snaprl.training.supervised import corpus
 from snaprl.training.supervised.types import Array, Exam, Piece, PyTree, Symbols, Task
 
+CHUNK = 2**24  # symbols that are counted at a time
+
 
 class Cursor(NamedTuple):
     """Where streams read."""
@@ -85,15 +87,12 @@ def references(text: corpus.Corpus) -> dict[str, float]:
     net without a memory can do no better. Both count each case once more than it was seen, so that
     none is impossible. `gzip` is the size of the compressed split.
     """
-    train, test = text.splits["train"].astype(np.int64), text.splits["test"].astype(np.int64)
+    train, test = text.splits["train"], text.splits["test"]
     size = len(text.vocabulary)
-    unigram = np.log2(np.bincount(train, minlength=size) + 1)
-    unigram -= math.log2(len(train) + size)
-    pairs, counts = np.unique(train[:-1] * size + train[1:], return_counts=True)
-    wanted = test[:-1] * size + test[1:]
-    found = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
-    seen = np.where(pairs[found] == wanted, counts[found], 0)
-    before = np.bincount(train[:-1], minlength=size)[test[:-1]]
+    often = sum(np.bincount(train[k : k + CHUNK], minlength=size) for k in _chunks(train))
+    unigram = np.log2(often + 1) - math.log2(len(train) + size)
+    seen = _pairs(train, test, size)
+    before = (often - (np.arange(size) == train[-1]))[test[:-1]]
     bigram = np.log2((seen + 1) / (before + size))
     symbols = text.vocabulary[test]
     content = symbols.tobytes()
@@ -105,3 +104,22 @@ def references(text: corpus.Corpus) -> dict[str, float]:
         "bigram.bits_per_char": float(-bigram.mean()),
         "gzip.bits_per_char": 8 * len(gzip.compress(content, mtime=0)) / len(test),
     }
+
+
+def _pairs(train: np.ndarray, test: np.ndarray, size: int) -> np.ndarray:
+    """How often each pair of neighbours of `test [n]` stands in `train`: `[n - 1]`."""
+    wanted, where = np.unique(_paired(test, size), return_inverse=True)
+    counts = np.zeros(len(wanted), np.int64)
+    for start in _chunks(train[:-1]):
+        found = _paired(train[start : start + CHUNK + 1], size)
+        place = np.minimum(np.searchsorted(wanted, found), len(wanted) - 1)
+        counts += np.bincount(place[wanted[place] == found], minlength=len(wanted))
+    return counts[where]
+
+
+def _chunks(symbols: np.ndarray) -> range:
+    return range(0, len(symbols), CHUNK)
+
+
+def _paired(symbols: np.ndarray, size: int) -> np.ndarray:
+    return symbols[:-1].astype(np.int64) * size + symbols[1:]

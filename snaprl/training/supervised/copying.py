@@ -33,8 +33,9 @@ class Copy:
       threshold_bits: mean loss per symbol under which L rises; 0 for a fixed L.
       window: strings that are judged together, over all streams.
       spread: how much shorter than L a string may be.
-      period: steps that every string takes, blanks and all, so that segments of as many steps hold
-        whole strings; 0 for no blanks. What does not fit is cut off.
+      within: steps into which strings have to fit whole, blanks behind the last: with
+        `training.unroll` as many, each segment holds whole strings, and truncation cuts none. A
+        string that is longer is cut off. 0 for strings back to back.
     """
 
     symbols: Annotated[int, Within(2)] = 2
@@ -42,7 +43,7 @@ class Copy:
     threshold_bits: Annotated[float, Within(0)] = 0.15
     window: Annotated[int, Within(1)] = 64
     spread: Annotated[int, Within(0)] = 5
-    period: Annotated[int, Within(0)] = 0
+    within: Annotated[int, Within(0)] = 0
 
     def make(self) -> Task:
         """The task as pure functions."""
@@ -58,15 +59,12 @@ class Copy:
             seen = jnp.where(t < length, read, jnp.where(t == length, marker, blank))
             return seen[None], due[None], (t >= length) & (t < 2 * length)
 
-        def duration(length: Array) -> Array:
-            return jnp.full_like(length, self.period) if self.period else 2 * length
-
         return Task(
             inputs=Symbols(self.symbols + 2),
             targets=Symbols(self.symbols),
             data=(),
             init=episodes.init,
-            draw=episodes.drawing(draw_length, duration, emit),
+            draw=episodes.drawing(draw_length, lambda length: 2 * length, emit, within=self.within),
             exams={"": Exam((), 64, None)},
             references=lambda: {"chance.bits_per_char": math.log2(self.symbols)},
             shared=curriculum.start(self.start_level),

@@ -5,8 +5,9 @@ What a path may be:
 - nothing: a text that comes along, Herman Melville's "Moby-Dick" (1851, public domain).
 - A file, gzipped or not. Its first 90 % train, the next 5 % are `valid`, the last 5 % `test`: for
   enwik8 and text8 these are the published splits (90, 5 and 5 million).
-- A folder with `wiki.train.tokens` or `.raw` (WikiText), `ptb.train.txt` or `ptb.char.train.txt`
+- A folder with `wiki.train.tokens` or `.raw` (WikiText), `ptb.char.train.txt` or `ptb.train.txt`
   (Penn Treebank), `train.txt`, and the like for `valid` and `test`: the splits are these files.
+  In `ptb.char` blanks stand between the characters, and `_` for a blank: they are read as that.
 - Any other folder: its files in the order of their paths, as one text.
 """
 
@@ -22,8 +23,9 @@ import numpy as np
 from snaprl.training.errors import UserError
 
 SPLITS = ("train", "valid", "test")
+SPACED = "ptb.char.{}.txt"
 PUBLISHED = (  # names of a split's file, {} being the split's
-    *("wiki.{}.tokens", "wiki.{}.raw", "ptb.char.{}.txt", "ptb.{}.txt"),
+    *("wiki.{}.tokens", "wiki.{}.raw", SPACED, "ptb.{}.txt"),
     *("{}.txt", "{}.txt.gz", "{}.raw"),
 )
 VALID_SHARE = TEST_SHARE = 0.05
@@ -73,9 +75,14 @@ def read(path: str, *, as_bytes: bool) -> Corpus:
                 f"{source} is too short: its split '{name}' has {len(part)} symbols, and at least "
                 "2 are needed"
             )
-    vocabulary = np.unique(np.concatenate([np.unique(part) for part in parts]))
+    # by tables: sorting what has half a thousand million symbols takes minutes and many GiB
+    occurs = np.zeros(1 + max(int(part.max()) for part in parts), bool)
+    for part in parts:
+        occurs[part] = True
+    vocabulary = np.flatnonzero(occurs).astype(parts[0].dtype)
     kind = np.uint8 if len(vocabulary) <= 256 else np.uint16 if len(vocabulary) <= 65536 else "u4"
-    numbers = [np.searchsorted(vocabulary, part).astype(kind) for part in parts]
+    number = (np.cumsum(occurs) - 1).astype(kind)
+    numbers = [number[part] for part in parts]
     return Corpus(dict(zip(SPLITS, numbers, strict=True)), vocabulary, source)
 
 
@@ -92,7 +99,10 @@ def _split_files(folder: Path) -> list[bytes] | None:
         files = [folder / pattern.format(name) for name in SPLITS]
         found = [file for file in files if file.is_file()]
         if len(found) == len(files):
-            return [_bytes_of(file) for file in files]
+            texts = [_bytes_of(file) for file in files]
+            if pattern == SPACED:
+                texts = [text.replace(b" ", b"").replace(b"_", b" ") for text in texts]
+            return texts
         if found:
             missing = next(file for file in files if file not in found)
             raise UserError(f"{folder} has {found[0].name}, but no {missing.name}: put it there")
@@ -127,6 +137,8 @@ def _symbols(content: bytes, source: str, as_bytes: bool) -> np.ndarray:
     """Bytes or code points."""
     if not content:
         raise UserError(f"{source} is empty: task.kwargs.path must lead to a text")
+    if content.startswith(b"PK\x03\x04"):
+        raise UserError(f"{source} is a zip archive: unpack it")
     if b"\0" in content:
         raise UserError(f"{source} is no text: it holds zero bytes")
     if as_bytes:
@@ -135,8 +147,8 @@ def _symbols(content: bytes, source: str, as_bytes: bool) -> np.ndarray:
         return np.frombuffer(content.decode("utf-8").encode("utf-32-le"), np.uint32)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{source} is no text in UTF-8 (byte {error.start}): with task.kwargs.vocabulary = "
-            "'byte' anything goes"
+            f"{source} is no text in UTF-8 (byte {error.start}): task.kwargs.vocabulary = "
+            "'byte' takes text in any other encoding"
         ) from None
 
 

@@ -103,7 +103,7 @@ def _scikit_learn() -> tuple[Images, Images]:
             "the 8 x 8 digits come with scikit-learn: pip install scikit-learn, or name MNIST's "
             "files by task.kwargs.path"
         ) from None
-    found = load_digits()
+    found: Any = load_digits()
     test = np.arange(len(found.target)) % 5 == 4
     train, test = (_images(found.data[part], found.target[part], 16) for part in (~test, test))
     return train, test

@@ -27,16 +27,19 @@ class Place(NamedTuple):
     sequence: Array  # [B] int32  the number of the sequence
     length: Array  # [B] int32
     time: Array  # [B] int32  of the step that was given last
+    clock: Array  # [B] int32  steps since the last boundary that no sequence may cross
 
 
 def init(data: PyTree, key: Array, streams: int) -> Place:
     """Streams before their first sequence; `key` is consumed."""
     del data
     zeros = jnp.zeros(streams, jnp.int32)
-    return Place(jax.random.split(key, streams), zeros - 1, zeros, zeros + ENDLESS)
+    return Place(jax.random.split(key, streams), zeros - 1, zeros, zeros + ENDLESS, zeros)
 
 
-def drawing(draw_length: DrawLength, duration: Duration, emit: Emit) -> Callable:
+def drawing(
+    draw_length: DrawLength, duration: Duration, emit: Emit, *, within: int = 0
+) -> Callable:
     """Makes a task's `draw`.
 
     Args:
@@ -44,6 +47,9 @@ def drawing(draw_length: DrawLength, duration: Duration, emit: Emit) -> Callable
       duration: how many steps a sequence of that length takes.
       emit: what stands at a step, for one stream: `(key, length, t) -> (input, target, mask)`. It
         may draw from the key as often as it likes, and must always draw the same.
+      within: steps, counted from the stream's first, into which sequences have to fit whole: one
+        that would be cut waits for the next such stretch, and `t` goes on past the duration of the
+        one before. What is longer than a stretch is cut after all. 0 for none of that.
 
     Returns:
       `(data, places, shared, T) -> (places, Piece)`.
@@ -53,17 +59,21 @@ def drawing(draw_length: DrawLength, duration: Duration, emit: Emit) -> Callable
         del data
 
         def step(place: Place, _: None) -> tuple[Place, Place]:
-            begins = place.time + 1 >= duration(place.length)
-            sequence = place.sequence + begins
-            keys = jax.vmap(jax.random.fold_in)(place.key, 2 * sequence)
+            over = place.time + 1 >= duration(place.length)
+            keys = jax.vmap(jax.random.fold_in)(place.key, 2 * (place.sequence + 1))
             lengths = jax.vmap(lambda key: draw_length(key, shared))(keys)
+            begins, clock = over, place.clock
+            if within:
+                begins = (over & (clock + duration(lengths) <= within)) | (clock == 0)
+                clock = (clock + 1) % within
             place = Place(
                 place.key,
-                sequence,
+                place.sequence + begins,
                 jnp.where(begins, lengths, place.length),
                 jnp.where(begins, 0, place.time + 1),
+                clock,
             )
-            return place, place._replace(key=sequence)  # keys do not change: none is stacked
+            return place, place._replace(key=place.sequence)  # keys do not change: none is stacked
 
         place, way = jax.lax.scan(step, place, None, length=steps)
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from snaprl.cores import BPTT
 from snaprl.training import meters
+from snaprl.training.errors import Stopped
+from snaprl.training.evaluate import Stop, never
 from snaprl.training.supervised.loss import totals
 from snaprl.training.supervised.model import SequenceModel
 from snaprl.training.supervised.types import Array, Exam, PyTree, Symbols, Task, Totals
@@ -33,26 +35,38 @@ class Evaluator:
         self._model, self._task, self._steps = model.clone(method=BPTT()), task, steps
         self._read = jax.jit(self._read_traced, static_argnames="steps")
 
-    def __call__(self, variables: PyTree, shared: PyTree, key: Array) -> dict[str, float]:
+    def __call__(
+        self,
+        variables: PyTree,
+        shared: PyTree,
+        key: Array,
+        stop: Stop = never,
+    ) -> dict[str, float]:
         """Measures.
 
         Args:
           variables: the model's.
           shared: where the task's curriculum stands, if it has one.
           key: for tasks that draw; consumed.
+          stop: asked every few thousand tokens.
 
         Returns:
           `eval_loss` and, for symbols, `eval_bits_per_char` and `eval_accuracy`; where an exam has
           a name, as `eval_NAME_loss`.
+
+        Raises:
+          Stopped: it was asked to stop before it was through.
         """
         result = {}
         for name, exam in self._task.exams.items():
-            sums = self._take(exam, variables, shared, key)
+            sums = self._take(exam, variables, shared, key, stop)
             prefix = f"eval_{name}_" if name else "eval_"
             result |= {prefix + key: value for key, value in meters.of_targets(sums).items()}
         return result
 
-    def _take(self, exam: Exam, variables: PyTree, shared: PyTree, key: Array) -> dict[str, float]:
+    def _take(
+        self, exam: Exam, variables: PyTree, shared: PyTree, key: Array, stop: Stop
+    ) -> dict[str, float]:
         """Sums over an exam, `Totals` by name."""
         data = jax.tree.map(jnp.asarray, exam.data)
         state_key, task_key = jax.random.split(key)
@@ -63,6 +77,8 @@ class Evaluator:
         whole, rest = divmod(wanted, chunk)
         sums = dict.fromkeys(Totals._fields, 0.0)  # in 64 bits, for splits may be long
         for length in [chunk] * whole + [rest] * (rest > 0):
+            if stop():
+                raise Stopped
             streams, state, news = self._read(variables, shared, data, streams, state, steps=length)
             for name, value in news._asdict().items():
                 sums[name] += float(value)

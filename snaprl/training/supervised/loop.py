@@ -17,7 +17,7 @@ from snaprl.training.supervised.types import (
     Task,
     Totals,
 )
-from snaprl.training.updates import make_updates
+from snaprl.training.updates import Stoppable, make_updates
 
 
 class SupervisedState(NamedTuple):
@@ -66,6 +66,7 @@ class SupervisedLoop:
         self._data = jax.tree.map(jnp.asarray, task.data)
         self._init = jax.jit(self._init_traced)
         self._chunk = jax.jit(self._chunk_traced, donate_argnums=1)
+        self._run = Stoppable(lambda state, updates: self._chunk(self._data, state, updates))
 
     def init(self, key: Array) -> SupervisedState:
         """Starts parameters and streams; `key` is consumed."""
@@ -74,13 +75,8 @@ class SupervisedLoop:
     def run(
         self, state: SupervisedState, updates: int, stop: Callable[[], bool] = lambda: False
     ) -> tuple[SupervisedState, Chunk]:
-        """Makes `updates` updates, at most `updates_per_chunk`; `state` is consumed.
-
-        It is one program, which nothing stops on its way.
-        """
-        del stop
-        state, chunk = self._chunk(self._data, state, jnp.int32(updates))
-        return state, jax.device_get(chunk)._replace(updates=updates)
+        """Makes `updates` updates, at most `updates_per_chunk`; `state` is consumed."""
+        return self._run(state, updates, stop)
 
     def restore(self, state: SupervisedState) -> SupervisedState:
         """Goes on from a state that was saved, exactly."""
@@ -103,7 +99,7 @@ class SupervisedLoop:
 
     def _chunk_traced(
         self, data: PyTree, state: SupervisedState, updates: Array
-    ) -> tuple[SupervisedState, Chunk]:
+    ) -> tuple[SupervisedState, tuple[dict, dict]]:
         def update(state: SupervisedState) -> tuple[SupervisedState, tuple[dict, dict]]:
             return self._update(data, state)
 

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from snaprl.training.errors import UserError
+from snaprl.training.evaluate import Stop, never
 from snaprl.training.supervised.build import SupervisedBuilt
 from snaprl.training.supervised.evaluate import Evaluator
 from snaprl.training.supervised.model import parameter_count
@@ -29,9 +30,9 @@ class SupervisedMeasure:
         self._task = built.task
         self._evaluate = Evaluator(built.model, built.task, steps=config.evaluation.steps)
 
-    def __call__(self, state: PyTree, key: jax.Array) -> dict[str, float]:
+    def __call__(self, state: PyTree, key: jax.Array, stop: Stop = never) -> dict[str, float]:
         """See `Evaluator`."""
-        return self._evaluate(state.learner.variables, state.shared, key)
+        return self._evaluate(state.learner.variables, state.shared, key, stop)
 
     def about(self, state: PyTree) -> dict[str, float]:
         """How many parameters there are, how far the task has got, and scores to compare with."""

@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from snaprl.training import parts
-from snaprl.training.schema import Cost, Count, Fraction, OptimizerConfig, Scalar
+from snaprl.training.schema import Cost, Count, Fraction, Scalar, UpdatesConfig
 from snaprl.training.supervised import registry
 from snaprl.training.typed import Named, Within
 
@@ -50,7 +50,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class SupervisedOptimizerConfig(OptimizerConfig):
+class SupervisedOptimizerConfig(UpdatesConfig):
     """How gradients become updates."""
 
     # optax's optimiser: adam, adamw, sgd, rmsprop, adagrad, adabelief, nadam, radam, lion, ...

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from snaprl.cores import BPTT, RTRL, OnlineRNN, SnAp, SparseGRUCell
+from snaprl.cores import BPTT, RTRL, Frozen, OnlineRNN, SnAp, SparseGRUCell
 
 T, B, M, N = 4, 2, 3, 5
 
@@ -55,6 +55,13 @@ NO_CARRY = "it must be the CoreState that initialize_carry makes, and it comes b
 def test_what_is_no_cell_and_no_method(arguments, sentence):
     with says(sentence, TypeError):
         OnlineRNN(**{"cell": nn.GRUCell(N)} | arguments)
+
+
+@pytest.mark.parametrize("method", [Frozen(), BPTT()])
+def test_a_tail_that_carries_nothing(method):
+    sentence = "which carries nothing from segment to segment; a tail is a method with an influence"
+    with pytest.raises(TypeError, match=sentence):
+        BPTT(tail=method)
 
 
 def test_a_tail_that_is_no_method():

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -239,6 +241,40 @@ def test_none_is_said_and_nothing_is_made(tmp_path):
     with pytest.raises(UserError, match=r"^there is no checkpoint in .*c: nothing was trained"):
         restore(tmp_path / "c")
     assert not (tmp_path / "c").exists()
+
+
+# a limit on the size of files stands for a full disk: both fail in the middle of a file
+FULL = """
+import resource, signal, sys
+import numpy as np
+from pathlib import Path
+from snaprl.training.checkpoints import Checkpoints
+from snaprl.training.errors import UserError
+
+checkpoints = Checkpoints(Path(sys.argv[1]))
+checkpoints.save(1, {"x": np.arange(3.0)})
+checkpoints.wait()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+checkpoints.save(2, {"x": np.random.default_rng(0).random(100_000)})
+try:
+    checkpoints.wait()
+except UserError as error:
+    print(error)
+checkpoints.close()
+"""
+
+
+def test_a_full_disk_is_said_and_what_was_there_stays(tmp_path):
+    folder = tmp_path / "c"
+    command = [sys.executable, "-c", FULL, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    sentence = f"the checkpoint of step 2 cannot be written to {folder}: File too large"
+    assert done.stdout.strip() == sentence
+    restored = Checkpoints(folder).restore({"x": np.zeros(3)})
+    np.testing.assert_array_equal(restored.state["x"], np.arange(3.0))
+    assert restored.step == 1
 
 
 def test_what_cannot_be_written_is_said(tmp_path):

@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from snaprl.agents import Action, Agent
 from snaprl.cores import CoreState
 from snaprl.envs import PureEnv, Step, auto_reset
+from snaprl.training.errors import Stopped
 from snaprl.training.evaluate import COPIES, device_evaluator, host_evaluator
 from snaprl.training.host_envs import HostEnvs
 
@@ -131,6 +132,15 @@ def on_host(mode: AutoresetMode, copies: int = 4, only: int | None = None, **opt
     found = host_evaluator(rigged(), envs, **options)({}, jax.random.key(0))
     envs.close()
     return found
+
+
+def test_on_the_host_it_can_be_broken_off():
+    envs = HostEnvs(SyncVectorEnv([lambda: Lengths(0, NEVER)]))
+    play = host_evaluator(rigged(), envs, episodes=1, greedy=True, max_steps=NEVER)
+    asked = iter([False, False, True])
+    with pytest.raises(Stopped):
+        play({}, jax.random.key(0), lambda: next(asked))
+    envs.close()
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode), ids=str)

@@ -9,7 +9,7 @@ import pytest
 from unit.training.supervised.pieces import drawn, made
 
 from snaprl.training.errors import UserError
-from snaprl.training.supervised import corpus
+from snaprl.training.supervised import characters, corpus
 
 TEXT = "the cat sat on the mat and so did the other cat; " * 20
 
@@ -47,7 +47,8 @@ def test_the_published_splits_of_a_hundred_million_follow_from_the_shares():
 @pytest.mark.parametrize("pattern", corpus.PUBLISHED)
 def test_files_of_splits_are_the_splits(tmp_path, pattern):
     for name in corpus.SPLITS:
-        content = f"this is for {name}".encode()
+        text = f"this is for {name}"
+        content = (" ".join(text.replace(" ", "_")) if "char" in pattern else text).encode()
         file = tmp_path / pattern.format(name)
         file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
     found = decoded(corpus.read(str(tmp_path), as_bytes=False))
@@ -84,8 +85,10 @@ NO_TEXT = {
     "zeros": (b"ab\0cd" * 99, "{} is no text: it holds zero bytes"),
     "utf-8": (
         b"abc\xff" * 99,
-        "{} is no text in UTF-8 (byte 3): with task.kwargs.vocabulary = 'byte' anything goes",
+        "{} is no text in UTF-8 (byte 3): task.kwargs.vocabulary = 'byte' takes text in any other "
+        "encoding",
     ),
+    "zip": (b"PK\x03\x04" + bytes(99), "{} is a zip archive: unpack it"),
     "short": (
         b"short",
         "{} is too short: its split 'valid' has 1 symbols, and at least 2 are needed",
@@ -137,7 +140,9 @@ def test_an_exam_is_a_whole_split(text):
         assert np.asarray(piece.first).sum() == 1
 
 
-def test_references_are_what_counting_gives(text):
+@pytest.mark.parametrize("chunk", [2**24, 7])
+def test_references_are_what_counting_gives(text, chunk, monkeypatch):
+    monkeypatch.setattr(characters, "CHUNK", chunk)
     found = made("characters", path=str(text)).references()
     parts = decoded(corpus.read(str(text), as_bytes=False))
     train, test = parts["train"], parts["test"]

@@ -30,15 +30,29 @@ def test_a_string_is_read_and_then_due(symbols):
     assert np.abs(share - 1 / symbols).max() < 4 * np.sqrt(1 / symbols / len(seen))
 
 
-def test_strings_of_a_period_are_padded_with_blanks_or_cut():
-    task = made("copy", start_level=3, spread=0, period=9)
-    piece = drawn(task, steps=90)
+def test_strings_fit_whole_into_segments_or_wait_for_the_next():
+    task = made("copy", start_level=4, spread=3, within=9)
+    piece = drawn(task, steps=9 * 40)
+    waited = 0
+    for b in range(4):
+        starts = np.flatnonzero(piece.first[:, b])
+        assert set(range(0, 360, 9)) <= set(starts.tolist())
+        for one, start in zip(sequences(piece, b), starts, strict=False):
+            length = int(one.mask.sum())
+            assert one.mask.tolist() == [length <= t < 2 * length for t in range(len(one.mask))]
+            assert start // 9 == (start + 2 * length - 1) // 9  # no segment's edge lies within
+            assert one.inputs[2 * length :, 0].tolist() == [2] * (len(one.mask) - 2 * length)
+            waited += len(one.mask) > 2 * length
+    assert waited > 20
+    # a string of two steps always fits where there are two, so that no more than one is left
+    short = drawn(made("copy", start_level=1, within=9), steps=90)
+    assert (np.asarray(short.mask).sum(0) == 40).all()
+
+
+def test_a_string_that_no_segment_holds_is_cut():
+    piece = drawn(made("copy", start_level=6, spread=0, within=9), steps=90)
     assert piece.first[:, 0].tolist() == ([True] + [False] * 8) * 10
-    for one in sequences(piece, 1):
-        assert one.inputs[6:, 0].tolist() == [2, 2, 2]
-        assert one.mask.tolist() == [False] * 3 + [True] * 3 + [False] * 3
-    cut = drawn(made("copy", start_level=6, spread=0, period=9), steps=90)
-    assert cut.mask[:9, 0].tolist() == [False] * 6 + [True] * 3
+    assert piece.mask[:9, 0].tolist() == [False] * 6 + [True] * 3
 
 
 def test_streams_and_strings_differ():
@@ -60,9 +74,11 @@ def test_the_level_that_a_string_begins_with_holds_for_the_string():
     assert np.asarray(piece.mask[:5, 0]).tolist() == [False, True, True, True, True]
 
 
-@pytest.mark.parametrize("name", ["copy", "delayed_copy"])
-def test_pieces_of_any_length_are_one_stream(name):
-    task = made(name)
+@pytest.mark.parametrize(
+    ("name", "kwargs"), [("copy", {}), ("copy", {"within": 16}), ("delayed_copy", {})]
+)
+def test_pieces_of_any_length_are_one_stream(name, kwargs):
+    task = made(name, **kwargs)
     shared = task.shared._replace(level=jnp.int32(6)) if name == "copy" else ()
     whole = drawn(task, steps=50, shared=shared)
     cut = drawn(task, steps=50, shared=shared, cuts=(1, 2, 10, 37))
