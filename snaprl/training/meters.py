@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 
@@ -51,6 +52,17 @@ def report(chunk: Chunk, *, knows_success: bool) -> dict[str, float]:
         if count and (name != "success" or knows_success):
             numbers[name] = float(chunk.episodes[name]) / count
     return numbers
+
+
+def density(variables: Mapping[str, Any]) -> dict[str, float]:
+    """`density`, the share of the weights of masked layers that are there; {} without masks."""
+    masks = [
+        np.asarray(leaf)
+        for path, leaf in jax.tree.leaves_with_path(variables.get("sparsity", {}))
+        if "pattern" not in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+    ]
+    size = sum(mask.size for mask in masks)
+    return {"density": sum(int(np.count_nonzero(m)) for m in masks) / size} if size else {}
 
 
 def of_targets(sums: Mapping[str, Any]) -> dict[str, float]:

@@ -99,6 +99,7 @@ class Run:
                     now_s = time.monotonic()
                     report = {"step": step, "wall_s": now_s - begin_s}
                     report |= meters.report(chunk, knows_success=loop.knows_success)
+                    report |= meters.density(state.learner.variables)
                     report["steps_per_s"] = count * built.steps_per_update / (now_s - start_s)
                     if step >= evaluation_due:
                         report |= self._evaluated(state, step, lambda: bool(stop))

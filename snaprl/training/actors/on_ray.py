@@ -156,7 +156,7 @@ class RayEngine:
             return None
         order = self._orders.pop(ready[0])
         try:
-            buffer = self._ray.get(ready[0])
+            buffer = self._ray.get(ready[0], timeout=self._patience_s)
         except self._ray.exceptions.RayError as error:
             self._replace(order.actor, f"failed ({_why(error)})")
             return None

@@ -85,7 +85,10 @@ class _Worker:
         if self.error:
             return f"failed ({self.error})"
         if self.hung_up:  # and all that it had sent has been read
-            self.process.join(STARTUP_S)
+            self.process.join(GOODBYE_S)
+            if self.process.is_alive():
+                self.process.kill()
+                self.process.join()
             return f"died (exit code {self.process.exitcode})"
         last_s = max(float(self._beat[0]), self._started_s)
         limit_s = patience_s if self.has_played else max(patience_s, STARTUP_S)

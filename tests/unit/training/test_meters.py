@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from snaprl.training.meters import Chunk, Divergence, check_finite, report
+from snaprl.training.meters import Chunk, Divergence, check_finite, density, report
 
 EPISODES = {"episodes": 4.0, "episode_return": 10.0, "episode_length": 6.0, "success": 3.0}
 
@@ -22,6 +22,13 @@ def test_metrics_are_averaged_over_the_updates_that_were_made():
         "episode_length": 1.5,
         "success": 0.75,
     }
+
+
+def test_density_is_that_of_the_masks_and_of_nothing_else():
+    masks = {"hr": {"kernel": np.eye(4)}, "hz": {"kernel": np.ones((4, 4))}}
+    core = {"cell": masks, "pattern": {"row": np.zeros(7, int)}}
+    assert density({"params": {"x": np.zeros(5)}, "sparsity": {"core": core}}) == {"density": 0.625}
+    assert density({"params": {"x": np.zeros(5)}}) == {}
 
 
 def test_what_nobody_knows_is_left_out():
