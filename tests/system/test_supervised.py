@@ -243,12 +243,19 @@ def test_a_wrong_file_is_refused(snaprl, tmp_path, text, sentence):
     assert not (tmp_path / "run").exists()
 
 
-def test_episodes_are_refused_and_inspection_too(straight, snaprl):
+def test_episodes_are_refused(straight, snaprl):
     code, _, err = snaprl("evaluate", straight / "run", "--episodes", 3)
     assert (code, err.startswith("snaprl: --episodes is for agents")) == (2, True)
-    code, _, err = snaprl("inspect", "cosine", straight / "run")
-    assert code == 2
-    assert "holds a supervised run" in err
+
+
+@pytest.mark.parametrize("kind", ["bias", "cosine"])
+def test_a_core_that_copies_is_inspected(straight, snaprl, tmp_path, kind):
+    flags = ["--steps", 40, "--streams", 2, "--out", tmp_path]
+    code, _, err = snaprl("inspect", kind, straight / "run", *flags)
+    assert code == 0, err
+    pictures = [path for path in tmp_path.iterdir() if path.stat().st_size > 1000]
+    assert {path.suffix for path in pictures} >= {".svg", ".png"}
+    assert "copy" in next(path for path in pictures if path.suffix == ".svg").read_text()
 
 
 def test_tasks_are_listed_with_their_arguments(snaprl):

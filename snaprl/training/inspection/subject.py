@@ -11,12 +11,11 @@ import numpy as np
 from snaprl.cores import sparsity
 from snaprl.cores.cells import unitwise
 from snaprl.training import parts, runs
-from snaprl.training.build import build
-from snaprl.training.config import load
 from snaprl.training.errors import UserError
 from snaprl.training.inspection import stream
 from snaprl.training.run import read
-from snaprl.training.schema import Config
+from snaprl.training.schema import AgentConfig, Config
+from snaprl.training.supervised.schema import ModelConfig
 
 Array = jax.Array
 PyTree = Any
@@ -84,34 +83,45 @@ def random(
 
 
 def of_run(folder: Path, *, steps: int, streams: int, seed: int) -> Subject:
-    """The core of a run's last checkpoint, which reads what its policy comes to see.
+    """The core of a run's last checkpoint, which reads what its policy comes to see, or its task.
 
     Raises:
         UserError: The folder holds no run with a checkpoint, or its core is not one cell.
     """
     if not (folder / "config.toml").exists():
         raise UserError(f"{folder} is no run: there is no config.toml in it")
-    config = load(folder / "config.toml")
-    if not isinstance(config, Config):
-        raise UserError(f"{folder} holds a supervised run: only agents' cores are inspected")
-    built = build(config)
-    variables = read(folder).state.learner.variables
-    cell, params, mask = _core(config, variables, folder)
-    key = jax.random.key(seed)
-    xs, resets = stream.seen(config, built, variables, steps=steps, streams=streams, key=key)
-    settings = runs.read(folder).settings
-    env = sorted(runs.environment(settings))
-    words = [runs.label(settings, [*env, "agent.cell"]), f"{config.agent.features} units"]
-    words += [f"fan-in {config.agent.fan_in}"] if config.agent.fan_in else []
+    saved = read(folder)
+    config, variables = saved.config, saved.state.learner.variables
+    key, settings = jax.random.key(seed), runs.read(folder).settings
+    if isinstance(config, Config):
+        core: AgentConfig | ModelConfig = config.agent
+        cell, params, mask = _core(core, variables, folder)
+        xs, resets = stream.seen(
+            config, saved.built, variables, steps=steps, streams=streams, key=key
+        )
+        named = [*sorted(runs.environment(settings)), "agent.cell"]
+    else:
+        core = config.model
+        cell, params, mask = _core(core, variables, folder)
+        task = saved.built.task
+        places = task.init(task.data, key, streams)
+        _, piece = task.draw(task.data, places, saved.state.shared, steps)
+        xs = saved.built.model.apply(variables, piece.inputs, method="encode")
+        resets = piece.first
+        named = ["task.name", "model.cell"]
+    words = [runs.label(settings, named), f"{core.features} units"]
+    words += [f"fan-in {core.fan_in}"] if core.fan_in else []
     return Subject(", ".join(words), cell, params, mask, xs, resets)
 
 
-def _core(config: Config, variables: PyTree, folder: Path) -> tuple[nn.RNNCellBase, PyTree, PyTree]:
+def _core(
+    config: AgentConfig | ModelConfig, variables: PyTree, folder: Path
+) -> tuple[nn.RNNCellBase, PyTree, PyTree]:
     """The cell, its parameters in 32 bits, and its mask."""
     held = variables["params"].get("core", {})
     if "cell" not in held:
         raise UserError(f"the core of {folder} is not one cell, so it cannot be inspected")
-    cell = _cell(config.agent.cell, config.agent.features)
+    cell = _cell(config.cell, config.features)
     params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), dict(held["cell"]))
     mask = variables.get("sparsity", {}).get("core", {}).get("cell", {})
     return cell, params, jax.tree.map(np.asarray, dict(mask))

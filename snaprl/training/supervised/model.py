@@ -65,7 +65,7 @@ class SequenceModel(nn.Module):
           The state after the segment, and the outputs: logits `[T, B, K, C]` for symbols, values
           `[T, B, K]` for numbers.
         """
-        carry, ys = self._run(carry, self._encode(inputs), first)
+        carry, ys = self._run(carry, self.encode(inputs), first)
         for layer in self.hidden_layers:
             ys = nn.relu(layer(ys))
         ys = self.head(ys)
@@ -114,8 +114,8 @@ class SequenceModel(nn.Module):
             case Numbers(size):
                 return size
 
-    def _encode(self, inputs: Array) -> Array:
-        """`[T, B, K]` to `[T, B, M]`."""
+    def encode(self, inputs: Array) -> Array:
+        """What the first core reads of `inputs [T, B, K]`: `[T, B, M]`."""
         if isinstance(self.inputs, Numbers):
             return inputs
         x = self.embed(inputs) if self.embedding else jax.nn.one_hot(inputs, self.inputs.classes)
