@@ -19,7 +19,7 @@ def resident_mib(pid: int) -> float:
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except FileNotFoundError:  # it ended in between
+    except (FileNotFoundError, ProcessLookupError):  # it ended in between
         return 0.0
     own = [int(line.split()[1]) / 1024 for line in status.splitlines() if line[:6] == "VmRSS:"]
     return sum(own) + sum(resident_mib(int(child)) for child in children)
@@ -47,7 +47,8 @@ def main() -> None:
             sizes.append((time.monotonic() - begin, resident_mib(run.pid)))
             print(f"{sizes[-1][0]:6.0f} s  {sizes[-1][1]:7.1f} MiB", flush=True)
             time.sleep(args.every)
-        metrics = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
+        told = Path(folder, "run", "metrics.jsonl")
+        metrics = told.read_text().splitlines() if told.exists() else []
     speeds = [row["steps_per_s"] for row in map(json.loads, metrics) if "steps_per_s" in row]
     later = [size for seconds, size in sizes if seconds > 60 and size]
     print(f"exit status {run.returncode}")

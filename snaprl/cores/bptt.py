@@ -173,12 +173,13 @@ def _of_units(
     """How the tail's influence meets dL/dh_0, and what becomes of it over the segment."""
     fixed, state, xs = jax.lax.stop_gradient((params, state, xs))
     view, memory = unitwise(cell), tail.memory(cell, sparsity)
+    before = segment.remembered(resets, state.influence)
 
     def contract(ct: PyTree) -> Params:
         dtype = segment.influence_dtype(fixed)
         lambda_ = tuple(x.astype(dtype) for x in segment.pack(ct))
         lambda_ = memory.lift(sparsity, lambda_)
-        return memory.contract(view, fixed, sparsity, state.influence, lambda_)
+        return memory.contract(view, fixed, sparsity, before, lambda_)
 
     start = segment.initial_state(cell, xs[0])
     linearised = segment.linearise(view, fixed, start, segment.pack(state.hidden), xs, resets)
@@ -199,8 +200,8 @@ def _of_numbers(
     fixed, state, xs = jax.lax.stop_gradient((params, state, xs))
 
     def contract(ct: PyTree) -> Params:
-        lambda_ = general.as_state(ct).astype(state.influence.dtype)
-        return general.contract(fixed, sparsity, state.influence, lambda_)
+        before = segment.remembered(resets, state.influence)
+        return general.contract(fixed, sparsity, before, general.as_state(ct).astype(before.dtype))
 
     return contract, general.influence_after(cell, fixed, sparsity, state, xs, resets)
 

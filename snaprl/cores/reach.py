@@ -101,9 +101,8 @@ def pattern(
     else:
         near, near_told = room["near lists"], room["near lists told"]
     part = _part(own, hears > near, tells > near_told)
-    if room is not None:  # pairs that are too many go where every list is long
-        for name, k in PARTS.items():
-            part[np.nonzero(part == k)[0][room[name] :]] = PARTS["far pairs"]
+    if room is not None:
+        _fit(part, room)
     long, long_told = (np.isin(part, [PARTS[name] for name in names]) for names in (FAR, FAR_TOLD))
     masked = {
         name: _kernel_mask(mask, name, params[name]["kernel"].shape)
@@ -121,6 +120,8 @@ def pattern(
         "reach": int(reached.sum(-1).max()),
     } | {f"fan-in of {name}": int(kept.sum(0).max(initial=0)) for name, kept in masked.items()}
     needs = {what: max(size, 1) for what, size in needs.items()}  # checkpoints hold no empty arrays
+    for far, short in (("far lists", "near lists"), ("far lists told", "near lists told")):
+        needs[far] = max(needs[far], needs[short])  # so that others may move there
     room = needs if room is None else room
     _check_room(needs, room)
     # those that are nobody's are left over at the end of each part
@@ -203,6 +204,23 @@ def _part(own: np.ndarray, hears_many: np.ndarray, told_of_many: np.ndarray) -> 
         np.where(told_of_many, PARTS["pairs told of many"], PARTS["near pairs"]),
     )
     return np.where(own, 0, there)
+
+
+def _fit(part: np.ndarray, room: Room) -> None:
+    """Moves pairs that are too many for their part to where lists are as long or longer, in place.
+
+    Whatever is a part of an old pattern then fits where that was: as many pairs as need longer
+    lists no more have left their places there.
+    """
+    for name, others in (
+        ("pairs told of many", ["far pairs"]),
+        ("pairs that hear of many", ["far pairs"]),
+        ("near pairs", ["pairs told of many", "pairs that hear of many", "far pairs"]),
+    ):
+        for other in others:
+            over = np.nonzero(part == PARTS[name])[0][room[name] :]
+            free = room[other] - int((part == PARTS[other]).sum())
+            part[over if other == "far pairs" else over[: max(free, 0)]] = PARTS[other]
 
 
 def _stretches(units: int, sizes: Room) -> tuple[np.ndarray, np.ndarray]:

@@ -98,8 +98,7 @@ def by_adjoint(adjoint: Adjoint, memory: Memory) -> Rule:
             return memory.contract(cell, params, sparsity, after, lambda_1), lambdas  # (3)
         grads = outer_products(cell, params, linearised, lambdas)
         lambda_0 = lambda_0 if own else memory.lift(sparsity, lambda_0)
-        if linearised.resets is not None:
-            influence = where_reset(linearised.resets[0], 0.0, influence)
+        influence = remembered(linearised.resets, influence)
         before = memory.contract(cell, params, sparsity, influence, lambda_0)
         return grads if before is None else jax.tree.map(jnp.add, grads, before), lambdas
 
@@ -121,6 +120,16 @@ def where_reset(reset: Array | None, replacement: PyTree, tree: PyTree) -> PyTre
     if isinstance(replacement, float):
         return jax.tree.map(lambda x: leaf(x, replacement), tree)
     return jax.tree.map(leaf, tree, replacement)
+
+
+def remembered(resets: Array | None, influence: PyTree) -> PyTree:
+    """The influence before a segment, 0 for streams that start anew at its first step."""
+
+    def leaf(x: Array) -> Array:  # keys are no influence
+        number = jnp.issubdtype(x.dtype, jnp.inexact)
+        return where_reset(resets[0], 0.0, x) if number else x  # type: ignore
+
+    return influence if resets is None else jax.tree.map(leaf, influence)
 
 
 def masked_trees(

@@ -27,7 +27,7 @@ class SnAp(Remembering):
 
     Attributes:
       order: for how many steps of the core a weight's influence is followed. Order 0 has no memory,
-        order 1 costs what backpropagation costs, and what order 2 and more cost depends on how
+        order 1 costs about what backpropagation costs, and what more of it costs depends on how
         sparse the recurrent weights are: where they are dense, order 2 is `RTRL()`.
 
       entries: whether the pattern is the paper's to the letter, entry by entry, also on cells whose

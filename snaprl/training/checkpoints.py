@@ -22,7 +22,7 @@ PyTree = Any
 # one for all folders: two threads that save at once can make orbax wait for ever
 _WRITER = ThreadPoolExecutor(1, "checkpoints")
 DIGESTS = "digests.json"  # of a checkpoint's files, written when they are all there
-FORMAT = 2  # of what a checkpoint holds; the first had an array for each leaf
+FORMAT = 3  # of what a checkpoint holds; the first had an array for each leaf
 Packed = dict[str, np.ndarray]  # by the name of their type, all leaves of that type end to end
 
 
@@ -180,9 +180,12 @@ class Checkpoints:
 
 def _why(error: Exception) -> str:
     """What the system said; tensorstore hands that on within a long sentence of its own."""
-    text = getattr(error, "strerror", None) or " ".join(str(error).split())
-    found = re.search(r"([^:]+) \[os_error_code", text)
-    return found[1].strip() if found else text
+    text = " ".join(str(error).split())
+    if found := re.search(r"([^:]+) \[os_error_code", text):
+        return found[1].strip()
+    if isinstance(error, OSError):
+        return error.strerror or text
+    return f"{type(error).__name__}: {text}"
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -70,7 +70,10 @@ class DeviceLoop:
     def run(
         self, state: LoopState, updates: int, stop: Callable[[], bool] = lambda: False
     ) -> tuple[LoopState, Chunk]:
-        """Makes `updates` updates, at most `updates_per_chunk`; `state` is consumed."""
+        """Makes `updates` updates, at most `updates_per_chunk`, or fewer where it is asked to stop.
+
+        `state` is consumed.
+        """
         return self._run(state, updates, stop)
 
     def restore(self, state: LoopState) -> LoopState:

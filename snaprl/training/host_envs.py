@@ -6,7 +6,13 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from snaprl.training.errors import UserError, in_a_line
+
 PyTree = Any
+
+
+class EnvironmentFailed(UserError):
+    """An environment raised; what it raised is the cause, and its line is in the sentence."""
 
 
 class HostStep(NamedTuple):
@@ -57,11 +63,17 @@ class HostEnvs:
         self._ended = np.zeros(self.streams, bool)
         self._return = np.zeros(self.streams)
         self._length = np.zeros(self.streams)
-        return self._envs.reset(seed=seed)[0]
+        try:
+            return self._envs.reset(seed=seed)[0]
+        except Exception as error:
+            raise EnvironmentFailed(f"the environment raised {in_a_line(error)}") from error
 
     def step(self, action: np.ndarray) -> HostStep:
         """Steps all; in NEXT_STEP mode, those whose episode ended before are reset instead."""
-        observation, reward, terminated, truncated, infos = self._envs.step(action)
+        try:
+            observation, reward, terminated, truncated, infos = self._envs.step(action)
+        except Exception as error:
+            raise EnvironmentFailed(f"the environment raised {in_a_line(error)}") from error
         reset = self._ended if self.mode == AutoresetMode.NEXT_STEP else np.zeros_like(self._ended)
         # an environment may both end and be cut short in one step: it has ended
         terminated, truncated = terminated & ~reset, truncated & ~terminated & ~reset

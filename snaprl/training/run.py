@@ -64,6 +64,7 @@ class Run:
         each = None if isinstance(config, SupervisedConfig) else config.evaluation.episodes_each
         self._measure = make_measure(config, self._built, each)
         self._resume = resume
+        self._evaluated_at = 0  # the step of the last evaluation
         self.stopped = False
 
     def train(self) -> dict[str, float]:
@@ -83,12 +84,14 @@ class Run:
             begin_s = time.monotonic() - told
             report: dict[str, float] = {"step": step}
             due = _next(step, self.config.training.checkpoint_every)
-            evaluation_due = _next(step, self.config.evaluation.every)
+            evaluation_due = _next(self._evaluated_at, self.config.evaluation.every)
             title = f"{self.name}, seed {self.config.seed}"
             with Progress(total, title, step, waiting=_waiting(self.config)) as progress:
                 while update < built.updates and not stop:
                     start_s = time.monotonic()
-                    count = min(built.updates_per_report, built.updates - update)
+                    # up to where a report would be, had nobody stopped in between
+                    count = built.updates_per_report - update % built.updates_per_report
+                    count = min(count, built.updates - update)
                     state, chunk = self._run(state, count, lambda: bool(stop))
                     if not chunk.updates:
                         break
@@ -103,7 +106,7 @@ class Run:
                     report["steps_per_s"] = count * built.steps_per_update / (now_s - start_s)
                     if step >= evaluation_due:
                         report |= self._evaluated(state, step, lambda: bool(stop))
-                        evaluation_due = _next(step, self.config.evaluation.every)
+                        evaluation_due = _next(self._evaluated_at, self.config.evaluation.every)
                     sink.write(report)
                     progress.report(report)
                     if step >= due:
@@ -127,6 +130,7 @@ class Run:
             found = self._measure(state, key, stop)
         except Stopped:
             return {}
+        self._evaluated_at = step
         found.pop("episodes", None)
         if score(found) > self._best_score:
             self._best_score = score(found)
@@ -159,6 +163,8 @@ class Run:
         rows = sinks.read_rows(self.folder / "metrics.jsonl")
         rows = [row for row in rows if int(row["step"] or 0) <= restored.step]
         self._best.discard(tuple(step for step in self._best.steps() if step > restored.step))
+        told = (int(row["step"] or 0) for row in rows if any(k.startswith("eval_") for k in row))
+        self._evaluated_at = max(told, default=0)
         if self._best.steps():
             self._best_score = max(map(score, rows), default=-math.inf)
         walls = [float(row["wall_s"] or 0) for row in rows]

@@ -145,8 +145,9 @@ def test_an_environment_that_raises_ends_the_run_with_a_sentence(snaprl, task, t
     assert said.code == 2
     assert "Traceback" not in said.err
     assert re.search(
-        r"snaprl: training stopped, for actor 0 failed: KeyError: 'the door is gone' "
-        r"\(.*command.py, line \d+\); the checkpoint of step 256 is kept",
+        r"snaprl: training stopped, for actor 0: the environment raised "
+        r"KeyError: 'the door is gone' \(.*command.py, line \d+\); "
+        r"the checkpoint of step 256 is kept",
         said.err.splitlines()[-1],
     ), said.err
     assert run.Checkpoints(folder / "checkpoints").steps() == [256]

@@ -12,6 +12,7 @@ from PIL import Image
 from system.command import CHECKPOINTS, STEPS, TASK, assert_refused
 
 from snaprl.training import measure, run, sinks
+from snaprl.training.errors import Stopped
 
 
 def test_evaluate_prints_one_object_last(trained, snaprl):
@@ -35,8 +36,8 @@ def scores(monkeypatch) -> list[float]:
     """What evaluations find, in place of what they would; and the states that they were shown."""
     told = [0.25, 0.75, 0.5, 0.625]
 
-    def call(self, state, key):
-        del self, state, key
+    def call(self, state, key, stop):
+        del self, state, key, stop
         return {"eval_success": told.pop(0), "episodes": 8}
 
     monkeypatch.setattr(measure.AgentMeasure, "__call__", call)
@@ -58,6 +59,25 @@ def test_the_best_checkpoint_is_kept(snaprl, task, tmp_path, scores):
     assert steps_of(folder / "checkpoints") == CHECKPOINTS
     assert run.read(folder, best=True).step == 256
     assert run.read(folder).step == STEPS
+
+
+def test_an_evaluation_that_was_broken_off_is_made_at_the_next_report(
+    snaprl, task, tmp_path, scores, monkeypatch
+):
+    whole, asked = measure.AgentMeasure.__call__, []
+
+    def call(self, state, key, stop):
+        asked.append(stop)
+        if len(asked) == 1:
+            raise Stopped
+        return whole(self, state, key, stop)
+
+    monkeypatch.setattr(measure.AgentMeasure, "__call__", call)
+    flags = ["--evaluation.every", 256, "--evaluation.episodes-each", 8]
+    assert snaprl("train", task, "--run-dir", tmp_path / "run", *flags).code == 0
+    rows = sinks.read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "eval_success" in row] == [384, 512]
+    assert not any(stop() for stop in asked)
 
 
 def test_a_continued_run_remembers_how_good_its_best_was(snaprl, task, tmp_path, scores):

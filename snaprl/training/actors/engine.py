@@ -7,7 +7,8 @@ import numpy as np
 
 from snaprl.agents import Segment
 from snaprl.training.actors.actor import Actor, ActorState, Played, Poison
-from snaprl.training.errors import UserError, in_a_line
+from snaprl.training.errors import UserError
+from snaprl.training.host_envs import EnvironmentFailed
 
 PyTree = Any
 MakeActor = Callable[..., Actor]  # (index, *, alive) -> Actor; picklable, for other processes
@@ -109,10 +110,8 @@ class LocalEngine:
         index = self._next
         try:
             state, played = self._actors[index].play(self._variables, self._states[index])
-        except Poison as error:
+        except (Poison, EnvironmentFailed) as error:
             raise UserError(f"actor {index}: {error}") from error
-        except Exception as error:  # whatever an environment raises
-            raise UserError(f"actor {index} failed: {in_a_line(error)}") from error
         self._states[index] = state
         self._next = (index + 1) % len(self._actors)
         return Message(played, index, 0, self._version)

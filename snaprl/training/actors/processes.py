@@ -89,6 +89,7 @@ class _Worker:
             if self.process.is_alive():
                 self.process.kill()
                 self.process.join()
+                return "closed its pipe and did not end"
             return f"died (exit code {self.process.exitcode})"
         last_s = max(float(self._beat[0]), self._started_s)
         limit_s = patience_s if self.has_played else max(patience_s, STARTUP_S)

@@ -104,8 +104,9 @@ def of_run(folder: Path, *, steps: int, streams: int, seed: int) -> Subject:
         core = config.model
         cell, params, mask = _core(core, variables, folder)
         task = saved.built.task
-        places = task.init(task.data, key, streams)
-        _, piece = task.draw(task.data, places, saved.state.shared, steps)
+        data = jax.tree.map(jnp.asarray, task.data)
+        places = task.init(data, key, streams)
+        _, piece = task.draw(data, places, saved.state.shared, steps)
         xs = saved.built.model.apply(variables, piece.inputs, method="encode")
         resets = piece.first
         named = ["task.name", "model.cell"]

@@ -28,6 +28,7 @@ PUBLISHED = (  # names of a split's file, {} being the split's
     *("wiki.{}.tokens", "wiki.{}.raw", SPACED, "ptb.{}.txt"),
     *("{}.txt", "{}.txt.gz", "{}.raw"),
 )
+CHUNK = 2**24  # symbols that are looked up at a time: numpy makes 8 bytes of each
 VALID_SHARE = TEST_SHARE = 0.05
 
 
@@ -78,11 +79,15 @@ def read(path: str, *, as_bytes: bool) -> Corpus:
     # by tables: sorting what has half a thousand million symbols takes minutes and many GiB
     occurs = np.zeros(1 + max(int(part.max()) for part in parts), bool)
     for part in parts:
-        occurs[part] = True
+        for k in range(0, len(part), CHUNK):
+            occurs[part[k : k + CHUNK]] = True
     vocabulary = np.flatnonzero(occurs).astype(parts[0].dtype)
     kind = np.uint8 if len(vocabulary) <= 256 else np.uint16 if len(vocabulary) <= 65536 else "u4"
     number = (np.cumsum(occurs) - 1).astype(kind)
-    numbers = [number[part] for part in parts]
+    numbers = []
+    for part in parts:
+        pieces = [number[part[k : k + CHUNK]] for k in range(0, len(part), CHUNK)]
+        numbers.append(np.concatenate(pieces))
     return Corpus(dict(zip(SPLITS, numbers, strict=True)), vocabulary, source)
 
 

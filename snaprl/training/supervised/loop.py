@@ -75,7 +75,10 @@ class SupervisedLoop:
     def run(
         self, state: SupervisedState, updates: int, stop: Callable[[], bool] = lambda: False
     ) -> tuple[SupervisedState, Chunk]:
-        """Makes `updates` updates, at most `updates_per_chunk`; `state` is consumed."""
+        """Makes `updates` updates, at most `updates_per_chunk`, or fewer where it is asked to stop.
+
+        `state` is consumed.
+        """
         return self._run(state, updates, stop)
 
     def restore(self, state: SupervisedState) -> SupervisedState:
