@@ -145,23 +145,24 @@ class BPTT:
         resets: Array | None,
     ) -> tuple[CoreState, Array]:
         """See `GradientMethod.unroll`."""
-        if self.pieces == 1 and not self._is_general(cell) and unitwise(cell).exact:
+        if self.pieces == 1 and not _is_general(self.tail, cell) and unitwise(cell).exact:
             memory = self.tail.memory(cell, sparsity) if self.tail else NOTHING
             rule = segment.by_adjoint(full_adjoint, memory)
             return segment.unroll(cell, rule, params, sparsity, state, xs, resets)
         hidden, influence = jax.lax.stop_gradient(state)
         if self.tail is not None and jax.tree.leaves(influence):  # `SnAp(0)` carries nothing
-            past = _of_numbers if self._is_general(cell) else _of_units
-            contract, influence = past(self.tail, cell, params, sparsity, state, xs, resets)
+            contract, influence = _past(self.tail, cell, params, sparsity, state, xs, resets)
             hidden = backprop.attach(params, hidden, contract)
         hidden, ys = backprop.unroll(cell, params, hidden, xs, resets, pieces=self.pieces)
         return jax.lax.stop_gradient(CoreState(hidden, influence)), ys
 
-    def _is_general(self, cell: nn.RNNCellBase) -> bool:
-        return not is_unitwise(cell) or getattr(self.tail, "entries", False)
+
+def _is_general(tail: Tail | None, cell: nn.RNNCellBase) -> bool:
+    """Whether the influence is that of numbers of the state, and not of units."""
+    return not is_unitwise(cell) or getattr(tail, "entries", False)
 
 
-def _of_units(
+def _past(
     tail: Tail,
     cell: nn.RNNCellBase,
     params: Params,
@@ -172,8 +173,15 @@ def _of_units(
 ) -> tuple[backprop.Contract, PyTree]:
     """How the tail's influence meets dL/dh_0, and what becomes of it over the segment."""
     fixed, state, xs = jax.lax.stop_gradient((params, state, xs))
-    view, memory = unitwise(cell), tail.memory(cell, sparsity)
     before = segment.remembered(resets, state.influence)
+    if _is_general(tail, cell):
+
+        def of_numbers(ct: PyTree) -> Params:
+            lambda_ = general.as_state(ct).astype(before.dtype)
+            return general.contract(fixed, sparsity, before, lambda_)
+
+        return of_numbers, general.influence_after(cell, fixed, sparsity, state, xs, resets)
+    view, memory = unitwise(cell), tail.memory(cell, sparsity)
 
     def contract(ct: PyTree) -> Params:
         dtype = segment.influence_dtype(fixed)
@@ -184,26 +192,6 @@ def _of_units(
     start = segment.initial_state(cell, xs[0])
     linearised = segment.linearise(view, fixed, start, segment.pack(state.hidden), xs, resets)
     return contract, memory.advance(view, fixed, sparsity, linearised, state.influence)
-
-
-def _of_numbers(
-    tail: Tail,
-    cell: nn.RNNCellBase,
-    params: Params,
-    sparsity: Sparsity,
-    state: CoreState,
-    xs: Array,
-    resets: Array | None,
-) -> tuple[backprop.Contract, PyTree]:
-    """The same where the influence is that of numbers of the state, whatever the tail's order."""
-    del tail
-    fixed, state, xs = jax.lax.stop_gradient((params, state, xs))
-
-    def contract(ct: PyTree) -> Params:
-        before = segment.remembered(resets, state.influence)
-        return general.contract(fixed, sparsity, before, general.as_state(ct).astype(before.dtype))
-
-    return contract, general.influence_after(cell, fixed, sparsity, state, xs, resets)
 
 
 def full_adjoint(

@@ -115,28 +115,22 @@ def test_a_loss_that_is_no_number_stops_the_run(snaprl, task, tmp_path):
     ), last
 
 
-def test_a_reward_that_is_no_number_leaves_the_last_good_checkpoint(snaprl, task, tmp_path):
-    task.write_text(
-        TASK.replace("{ length = 3 }", "{ good_steps = 75 }").replace(
-            "[env]", "[env]\nid = 'tests/Pathological-v0'"
-        )
-    )
-    folder = tmp_path / "run"
-    said = snaprl("train", task, "--run-dir", folder)
-    assert said.code == 2
+BROKEN = {
     # the 76th step of 4 streams lies in the 19th update, which ends at step 19 * 4 * 4
-    assert re.search(
-        r"snaprl: training stopped, for actor 0: the environment gave nan in reward, stream \d, "
-        r"step 3 of segment 18; the checkpoint of step 256 is kept",
-        said.err.splitlines()[-1],
-    ), said.err
-    assert run.Checkpoints(folder / "checkpoints").steps() == [256]
-    assert [row["step"] for row in sinks.read_rows(folder / "metrics.jsonl")] == [128, 256]
+    "reward": ("", r"gave nan in reward, stream \d, step 3 of segment 18"),
+    "raises": (
+        ", raises = true",
+        r"raised KeyError: 'the door is gone' \(.*command.py, line \d+\)",
+    ),
+}
 
 
-def test_an_environment_that_raises_ends_the_run_with_a_sentence(snaprl, task, tmp_path):
+@pytest.mark.parametrize(("more", "sentence"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_environment_leaves_the_last_good_checkpoint(
+    snaprl, task, tmp_path, more, sentence
+):
     task.write_text(
-        TASK.replace("{ length = 3 }", "{ good_steps = 75, raises = true }").replace(
+        TASK.replace("{ length = 3 }", f"{{ good_steps = 75{more} }}").replace(
             "[env]", "[env]\nid = 'tests/Pathological-v0'"
         )
     )
@@ -145,12 +139,12 @@ def test_an_environment_that_raises_ends_the_run_with_a_sentence(snaprl, task, t
     assert said.code == 2
     assert "Traceback" not in said.err
     assert re.search(
-        r"snaprl: training stopped, for actor 0: the environment raised "
-        r"KeyError: 'the door is gone' \(.*command.py, line \d+\); "
-        r"the checkpoint of step 256 is kept",
+        rf"snaprl: training stopped, for actor 0: the environment {sentence}; the checkpoint of "
+        "step 256 is kept",
         said.err.splitlines()[-1],
     ), said.err
     assert run.Checkpoints(folder / "checkpoints").steps() == [256]
+    assert [row["step"] for row in sinks.read_rows(folder / "metrics.jsonl")] == [128, 256]
 
 
 def test_episodes_of_an_environment_that_cannot_be_saved_start_anew(snaprl, task, tmp_path):
