@@ -1,31 +1,35 @@
 """What actors send and what a learner keeps, in bytes: from shapes alone, nothing is computed.
 
 python benchmarks/traffic.py            the tables of docs/actors.md
-python benchmarks/traffic.py --check    beside them, what small arrays that are made really take
+python benchmarks/traffic.py --check    beside them, what is really sent, and really resident
 """
 
 import argparse
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import psutil
 from gymnasium import spaces
 
 from snaprl.agents import ActorCriticLoss, Agent, NetworkConfig, make_agent
-from snaprl.training.actors import played_like
+from snaprl.envs import make_vec
+from snaprl.training.actors import Actor, played_like
 from snaprl.training.actors.layout import Layout
+from snaprl.training.host_envs import HostEnvs
 from snaprl.training.parts import make_method
 
-METHODS = ("bptt", "snap1", "rtrl")
+METHODS = ("bptt", "snap1", "bptt+snap1", "uoro", "rtrl")
 OBSERVATIONS = {
     "8 numbers": spaces.Box(-1, 1, (8,), np.float32),
     "image 64 x 64 x 3": spaces.Box(0, 255, (64, 64, 3), np.uint8),
 }
 
 
-def agent(units: int, method: str, observed: spaces.Box) -> Agent:
+def agent(units: int, method: str, observed: spaces.Space, fan_in: int = 0) -> Agent:
     """An agent with a GRU, and two actions."""
-    network = NetworkConfig(features=units, method=make_method(method))
+    network = NetworkConfig(features=units, method=make_method(method), fan_in=fan_in)
     return make_agent(observed, spaces.Discrete(2), network, ActorCriticLoss())
 
 
@@ -39,7 +43,7 @@ def kept(agent: Agent, streams: int) -> int:
     return nbytes(jax.eval_shape(lambda k: agent.initial_state(k, streams), jax.random.key(0)))
 
 
-def sent(agent: Agent, observed: spaces.Box, streams: int, unroll: int) -> int:
+def sent(agent: Agent, observed: spaces.Space, streams: int, unroll: int) -> int:
     """Bytes of one message of an actor."""
     return Layout(played_like(agent, observed, streams=streams, unroll=unroll)).nbytes
 
@@ -74,26 +78,52 @@ def lines() -> Iterator[str]:
         cells = [told(sent(agent(64, "snap1", space), space, 32, t)) for t in (8, 32, 128)]
         yield f"| {name} | " + " | ".join(cells) + " |"
     yield ""
+    yield "| GRU-256, as many weights a unit | kept of a stream, snap1 | snap2 | snap3 |"
+    yield "|---|---|---|---|"
+    for fan_in in (4, 16):
+        orders = [agent(256, f"snap{n}", observed, fan_in) for n in (1, 2, 3)]
+        yield f"| {fan_in} | " + " | ".join(told(kept(one, 1)) for one in orders) + " |"
+    yield ""
     yield (
         "| streams | actors of 40 | kept by the learner, bptt | snap1 | "
-        "one round of segments, T = 32 |"
+        "one round of segments, T = 32 | parameters to all actors of a machine | on Ray, at most |"
     )
-    yield "|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|"
+    size = parameters(agent(64, "bptt", observed))
     for actors in (1, 16, 64, 256):
         streams = 40 * actors
         cells = [told(kept(agent(64, m, observed), streams)) for m in ("bptt", "snap1")]
         around = told(actors * sent(agent(64, "bptt", observed), observed, 40, 32))
-        yield f"| {streams:,} | {actors} | " + " | ".join(cells) + f" | {around} |"
+        cells += [around, told(size), told(actors * size)]
+        yield f"| {streams:,} | {actors} | " + " | ".join(cells) + " |"
 
 
 def checks() -> Iterator[str]:
-    """Forecasts beside what arrays of that size take once they are made."""
+    """Forecasts beside what an actor sends and what this process grows by."""
     observed = OBSERVATIONS["8 numbers"]
     for units, streams, method in ((64, 4, "snap1"), (64, 16, "bptt"), (16, 3, "rtrl")):
         one = agent(units, method, observed)
         made = one.initial_state(jax.random.key(0), streams)
         took = sum(x.on_device_size_in_bytes() for x in jax.tree.leaves(made))
         yield f"GRU-{units}, {streams} streams, {method}: {kept(one, streams)} B, made {took} B"
+    envs = make_vec("CartPole-v1", 4)
+    one = agent(64, "snap1", envs.single_observation_space)
+    actor = Actor(one, HostEnvs(envs), unroll=16, discount=0.99, first_stream=0)
+    variables = one.init(jax.random.key(0), 4)
+    _, played = actor.play(variables, actor.start(0))
+    forecast = sent(one, envs.single_observation_space, 4, 16)
+    arrays = sum(np.asarray(x).nbytes for x in jax.tree.leaves(played))
+    yield f"a segment of CartPole, 4 streams, T = 16: {forecast} B, its arrays {arrays} B"
+    arrays = sum(x.nbytes for x in jax.tree.leaves(variables))
+    yield f"its parameters: {parameters(one)} B, their arrays {arrays} B"
+    streams, one = 2048, agent(64, "snap1", observed)
+    jax.block_until_ready(one.initial_state(jax.random.key(0), 1))  # what compiling needs
+    before = psutil.Process().memory_info().rss
+    shapes = jax.eval_shape(lambda key: one.initial_state(key, streams), jax.random.key(0))
+    bank = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)  # zeros may be no memory yet
+    jax.block_until_ready(bank)
+    grown = psutil.Process().memory_info().rss - before
+    yield f"a bank of {streams} streams: {told(kept(one, streams))}, resident {told(grown)}"
 
 
 def main() -> None:

@@ -172,13 +172,11 @@ def _keep_best(source: Array, units: Array, key: Array) -> tuple[Array, Array]:
     """
     # sum_i source_i (x) units_i = sum_i values_i left_i (x) right_i, both sides orthonormal
     factors, basis = _orthonormal(units)
-    orthogonal, turned = _rotated(factors.T @ source)
-    values = jnp.linalg.norm(orthogonal, axis=-1)
-    order = jnp.argsort(-values)
-    values, orthogonal, turned = values[order], orthogonal[order], turned[order]
-    left = orthogonal / jnp.where(values > 0, values, 1)[:, None]
+    spare = max(0, len(units) - source.shape[-1])  # R + 1 values, however narrow the source is
+    core = jnp.pad(factors.T @ source, ((0, 0), (0, spare)))
+    turned, values, left = jnp.linalg.svd(core, full_matrices=False)
     mixing = _unbiased_root(values, key)  # [R + 1, R]
-    return mixing.T @ left, mixing.T @ turned @ basis
+    return mixing.T @ left[:, : source.shape[-1]], mixing.T @ turned.T @ basis
 
 
 def _orthonormal(rows: Array) -> tuple[Array, Array]:
@@ -199,32 +197,6 @@ def _orthonormal(rows: Array) -> tuple[Array, Array]:
         return factors.at[j].set(known.at[j].set(length)), basis
 
     return jax.lax.fori_loop(0, n, body, (jnp.zeros((n, n), rows.dtype), jnp.zeros_like(rows)))
-
-
-def _rotated(rows: Array, sweeps: int = 8) -> tuple[Array, Array]:
-    """`rows = turn.T @ orthogonal`, with orthogonal rows, by Jacobi's rotations of pairs."""
-    n = len(rows)
-    first, second = jnp.triu_indices(n, 1)
-    pairs = len(first)
-
-    def body(k: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        p, q = first[k % pairs], second[k % pairs]
-        x, y = state[0][p], state[0][q]
-        across = 2 * (x @ y)
-        slope = (y @ y - x @ x) / jnp.where(across == 0, 1, across)
-        tangent = jnp.where(slope < 0, -1, 1) / (jnp.abs(slope) + jnp.sqrt(1 + slope * slope))
-        tangent = jnp.where(across == 0, 0, tangent)
-        cosine = 1 / jnp.sqrt(1 + tangent * tangent)
-        sine = cosine * tangent
-
-        def rotate(rows: Array) -> Array:
-            x, y = rows[p], rows[q]
-            return rows.at[p].set(cosine * x - sine * y).at[q].set(sine * x + cosine * y)
-
-        return rotate(state[0]), rotate(state[1])
-
-    start = (rows, jnp.eye(n, dtype=rows.dtype))
-    return jax.lax.fori_loop(0, sweeps * pairs, body, start)
 
 
 def _unbiased_root(values: Array, key: Array) -> Array:

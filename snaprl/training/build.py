@@ -118,6 +118,11 @@ def _check_actors(config: Config) -> None:
             f"training.devices = {t.devices} is for environments on the host: it needs "
             "training.loop = 'host', or other actors.engine than 'local'"
         )
+    if t.shard_parameters and t.devices == 1:
+        raise UserError(
+            "training.shard_parameters shares parameters out over devices, and training.devices "
+            "is 1: ask for more, or for 0, which takes all"
+        )
     if t.loop == "device" and a.engine != "local":
         raise UserError(
             f"training.loop = 'device' has no actors: actors.engine = '{a.engine}' needs 'host' or "
@@ -191,6 +196,7 @@ def make_engine(config: Config, built: Built) -> actors.Engine:
     make = functools.partial(make_actor, config)
     if a.engine == "ray":
         options |= {"address": a.ray_address, "cpus": a.ray_cpus}
+        options |= {"resources": a.ray_resources, "spread": a.ray_placement == "spread"}
         return actors.RayEngine(make, a.count, **shapes, **options)
     return actors.ProcessEngine(make, a.count, **shapes, **options)
 

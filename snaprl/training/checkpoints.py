@@ -22,7 +22,7 @@ PyTree = Any
 # one for all folders: two threads that save at once can make orbax wait for ever
 _WRITER = ThreadPoolExecutor(1, "checkpoints")
 DIGESTS = "digests.json"  # of a checkpoint's files, written when they are all there
-FORMAT = 3  # of what a checkpoint holds; the first had an array for each leaf
+FORMAT = 4  # of what a checkpoint holds; the first had an array for each leaf
 Packed = dict[str, np.ndarray]  # by the name of their type, all leaves of that type end to end
 
 
@@ -117,7 +117,7 @@ class Checkpoints:
         return sorted(int(p.name) for p in self._folder.iterdir() if p.name.isdigit())
 
     def restore(self, like: PyTree) -> Restored:
-        """Reads the last whole checkpoint.
+        """Reads the last whole checkpoint; a run may go on writing others and dropping old ones.
 
         Args:
           like: a tree of the same leaves, or of their shapes and types.
@@ -126,8 +126,10 @@ class Checkpoints:
           UserError: there is none, none is whole, or it belongs to another architecture.
         """
         self.wait()
-        damaged = []
-        for step in reversed(self.steps()):
+        steps, damaged = self.steps(), []
+        last = max(steps, default=0)
+        while steps:
+            step = steps.pop()
             try:
                 _check_digests(self._folder / str(step))
                 meta = self._read(step, "meta", self._ocp.args.JsonRestore())
@@ -140,6 +142,9 @@ class Checkpoints:
                 raise
             except Exception:  # a damaged file fails in as many ways as it has bytes
                 damaged.append(step)
+                there = self.steps()
+                if there and there[-1] > last:  # a run goes on; this one may be one it dropped
+                    steps, damaged, last = there, [], there[-1]
                 continue
             return Restored(step, _unpack(packed, like), tuple(damaged))
         if damaged:

@@ -96,7 +96,8 @@ def make_loop(config: Config, built: Built) -> Loop:
     a = config.actors
     learner, places = built.learner, {}
     if t.devices != 1:
-        mesh = spread(t.devices, built.steps_per_update // t.unroll)
+        streams = built.steps_per_update // t.unroll
+        mesh = spread(t.devices, streams, parameters=t.shard_parameters)
         learner, places = mesh.learner(learner), {"put": mesh.put, "keep": mesh.keep}
     return ActorLoop(
         built.agent,

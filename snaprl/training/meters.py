@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from snaprl.training.errors import UserError
+
 
 class Chunk(NamedTuple):
     """What happened in a number of updates."""
@@ -16,6 +18,7 @@ class Chunk(NamedTuple):
     # []  sums over the episodes that ended, which `episodes` counts; of a supervised task, sums
     # over the `targets`
     episodes: dict[str, Any]
+    failure: UserError | None = None  # why no more are to be had; what was made is good
 
 
 class Divergence(ArithmeticError):

@@ -27,6 +27,8 @@ PyTree = Any
 # a run that goes on may be told to go further or to say more, not to be another run
 FREE = {"training.steps", "training.report_every", "training.checkpoint_every"}
 FREE |= {"actors.restarts", "actors.patience_s", "actors.ray_address", "actors.ray_cpus"}
+FREE |= {"actors.ray_resources", "actors.ray_placement"}
+FREE |= {"training.devices", "training.shard_parameters"}
 FREE |= {"training.keep_checkpoints", "evaluation.episodes", "evaluation.max_steps"}
 FREE |= {"evaluation.steps", "evaluation.every", "evaluation.episodes_each"}
 FREE |= {"training.wandb"}
@@ -80,19 +82,21 @@ class Run:
         state, update, told = self._begin()
         total = built.updates * built.steps_per_update
         step = saved = update * built.steps_per_update
-        with self._closing(), _interruptible() as stop, self._sinks(step) as sink:
+        with self._closing(), _interruptible() as stop, self._sinks(step, stop) as sink:
             begin_s = time.monotonic() - told
             report: dict[str, float] = {"step": step}
             due = _next(step, self.config.training.checkpoint_every)
             evaluation_due = _next(self._evaluated_at, self.config.evaluation.every)
             title = f"{self.name}, seed {self.config.seed}"
+            failure = None
             with Progress(total, title, step, waiting=_waiting(self.config)) as progress:
-                while update < built.updates and not stop:
+                while update < built.updates and not stop and not failure:
                     start_s = time.monotonic()
                     # up to where a report would be, had nobody stopped in between
                     count = built.updates_per_report - update % built.updates_per_report
                     count = min(count, built.updates - update)
                     state, chunk = self._run(state, count, lambda: bool(stop))
+                    failure = chunk.failure
                     if not chunk.updates:
                         break
                     count = chunk.updates
@@ -115,6 +119,8 @@ class Run:
             # here, for the wish to stop may come at any moment
             if step > saved:
                 self._checkpoints.save(step, state)
+            if failure:
+                raise UserError(f"training stopped, for {failure}; {self._kept()}") from failure
         self.stopped = bool(stop)
         if stop:
             print(f"snaprl: stopped at step {step}; go on with --resume", file=sys.stderr)
@@ -185,7 +191,7 @@ class Run:
             ) from error
 
     @contextmanager
-    def _sinks(self, step: int) -> Iterator[sinks.Sink]:
+    def _sinks(self, step: int, stop: list[bool]) -> Iterator[sinks.Sink]:
         keep = step if self._resume else None
         places: list[sinks.Sink] = [
             sinks.JsonlSink(self.folder / "metrics.jsonl", keep),
@@ -193,9 +199,8 @@ class Run:
         ]
         if self.config.training.wandb:
             project, told = self.config.training.wandb, dataclasses.asdict(self.config)
-            places.append(
-                sinks.WandbSink(project, self.folder, f"{self.name}-{told['seed']}", told)
-            )
+            name = f"{self.name}-{self.config.seed}"
+            places.append(sinks.WandbSink(project, self.folder, name, told, lambda: bool(stop)))
         sink = sinks.Fanout(places)
         try:
             yield sink
@@ -222,7 +227,7 @@ class Run:
             ) from error
 
     def _run(self, state: PyTree, updates: int, stop: Callable[[], bool]) -> tuple[PyTree, Any]:
-        """Makes updates; where actors fail for good, it also says what is left."""
+        """Makes updates; where an environment fails, it also says what is left."""
         try:
             return self._loop.run(state, updates, stop)
         except UserError as error:
@@ -324,7 +329,7 @@ def read(folder: Path, *, best: bool = False) -> Saved:
             "evaluation.every says how often that is done"
         )
     config = _held(folder)
-    built, loop = prepare(config)
+    built, loop = prepare(_on_one_device(config))
     provenance.compare(folder, built.facts)
     checkpoints = Checkpoints(folder / (BEST if best else LAST))
     try:
@@ -335,6 +340,14 @@ def read(folder: Path, *, best: bool = False) -> Saved:
     if restored.damaged:
         tell_of_damage(restored)
     return Saved(config, built, restored.step, restored.state)
+
+
+def _on_one_device(config: AnyConfig) -> AnyConfig:
+    """What is only looked at needs no more, wherever it was trained."""
+    if isinstance(config, SupervisedConfig):
+        return config
+    alone = dataclasses.replace(config.training, devices=1, shard_parameters=False)
+    return dataclasses.replace(config, training=alone)
 
 
 def _unsaved(config: AnyConfig) -> str:

@@ -159,6 +159,8 @@ class TrainingConfig:
     # devices over which the learner spreads the streams, where environments run on the host; 0 for
     # all that there are
     devices: Annotated[int, Within(0)] = 1
+    # each device keeps its part of parameters and optimiser only, for networks that are large
+    shard_parameters: bool = False
     # where environments run: with the learner on the device, or as gymnasium's on the host
     loop: Literal["auto", "device", "host"] = "auto"
     # environment steps between two reports
@@ -195,6 +197,10 @@ class ActorsConfig:
     ray_address: str = ""
     # processor cores that Ray keeps for an actor
     ray_cpus: Annotated[float, Within(0)] = 1.0
+    # what else Ray keeps for an actor, of resources that machines were started with by --resources
+    ray_resources: dict[str, Annotated[float, Within(0)]] = field(default_factory=dict)
+    # where Ray puts actors: together where there is room, or spread over the machines
+    ray_placement: Literal["together", "spread"] = "together"
 
 
 @dataclass(frozen=True)

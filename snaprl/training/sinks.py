@@ -10,6 +10,8 @@ import json
 import math
 import os
 import secrets
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ from snaprl.training.errors import UserError
 
 Report = Mapping[str, float | int | str]
 EVALUATION = "eval_"
+FINISH_S, HURRIED_S = 60.0, 2.0  # what wandb is given to send the last of it
 
 
 class Sink(Protocol):
@@ -149,12 +152,21 @@ class WandbSink:
         folder: The run's folder.
         name: The run's name there.
         config: What the run was told to do.
+        hurried: Whether someone waits for the run to end.
 
     Raises:
         UserError: wandb is not installed, or does not start.
     """
 
-    def __init__(self, project: str, folder: Path, name: str, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        project: str,
+        folder: Path,
+        name: str,
+        config: Mapping[str, Any],
+        hurried: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._folder, self._hurried = folder, hurried
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError as error:
@@ -186,8 +198,19 @@ class WandbSink:
         self._run.log(numbers, step=int(report["step"]))
 
     def close(self) -> None:
-        """Ends the run there."""
-        self._run.finish()
+        """Ends the run there; where that takes long, says how the rest gets there later."""
+        ending = threading.Thread(target=self._run.finish, daemon=True)
+        ending.start()
+        begin_s = time.monotonic()
+        while ending.is_alive():
+            ending.join(0.1)
+            if time.monotonic() - begin_s > (HURRIED_S if self._hurried() else FINISH_S):
+                print(
+                    f"snaprl: wandb has not sent everything; `wandb sync {self._folder}/wandb/*` "
+                    "sends the rest",
+                    file=sys.stderr,
+                )
+                return
 
 
 class Fanout:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,6 +70,73 @@ def test_it_ends_in_five_seconds_with_a_checkpoint_and_nobody_left(tmp_path, num
     assert of_session(process.pid) == []
 
 
+SLOW_SINK = """
+import sys, time
+from snaprl.training import cli, sinks
+plain = sinks.JsonlSink.write
+def write(sink, report):
+    plain(sink, report)
+    time.sleep(2)
+sinks.JsonlSink.write = write
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_it_ends_while_a_slow_sink_holds_up_a_full_queue(tmp_path):
+    """The actors, ahead by all they may be, wait for room."""
+    folder = tmp_path / "run"
+    flags = ["--steps", "100_000_000", "--training.report_every", "64", "--actors.ahead", "2"]
+    program = [sys.executable, "-c", SLOW_SINK, *command(folder)[3:], *flags]
+    with subprocess.Popen(
+        program, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        while len(rows(folder)) < 3 and process.poll() is None:
+            time.sleep(0.1)
+        begin_s = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+        elapsed_s = time.monotonic() - begin_s
+    assert process.returncode == 0, stderr
+    assert elapsed_s < 10  # five on a machine that does nothing else
+    assert len(list((folder / "checkpoints").iterdir())) == 1
+
+
+def test_actors_that_fail_too_often_end_the_run_with_all_that_was_learnt(tmp_path):
+    folder = tmp_path / "run"
+    flags = ("--steps", "100_000_000", "--actors.restarts", "0")
+    with subprocess.Popen(
+        command(folder, *flags), stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        while len(rows(folder)) < 3 and process.poll() is None:
+            time.sleep(0.1)
+        played = rows(folder)[-1]["step"]
+        _, actor, *_ = sorted(of_session(process.pid))
+        os.kill(max(of_session(process.pid)), signal.SIGKILL)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2, stderr
+    said = re.search(r"training stopped, for actor \d .*; the checkpoint of step (\d+)", stderr)
+    assert said, stderr
+    assert int(said[1]) >= played
+    assert [int(p.name) for p in (folder / "checkpoints").iterdir()] == [int(said[1])]
+
+
+def test_what_several_devices_trained_is_looked_at_on_one(tmp_path):
+    folder = tmp_path / "run"
+    several = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    alone = ("--training.devices", "1", "--training.shard-parameters", "false")
+    flags = ("--training.devices", "2", "--training.shard-parameters", "true", "--steps", "1280")
+    for environment, words in (
+        (several, command(folder, *flags)),
+        (several, command(folder, "--resume", "--steps", "1920", *alone)),
+        ({}, [*command(folder)[:3], "evaluate", str(folder), "--episodes", "4"]),
+    ):
+        done = subprocess.run(
+            words, env=os.environ | environment, capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["step"] == 1920
+
+
 def test_a_run_goes_on_and_says_what_it_cannot_keep(tmp_path):
     folder = tmp_path / "run"
     for flags in (("--steps", "1280"), ("--steps", "2560", "--resume")):
@@ -92,6 +160,7 @@ def test_a_run_goes_on_and_says_what_it_cannot_keep(tmp_path):
         (("--actors.per_update", "5"), "actors.per_update = 5"),
         (("--training.loop", "device"), "training.loop = 'device' has no actors"),
         (("--training.devices", "2"), "training.devices = 2, but jax finds 1"),
+        (("--training.shard-parameters", "true"), "training.devices is 1"),
         (
             ("--training.devices", "2", "--engine", "local"),
             "training.devices = 2 is for environments on the host",

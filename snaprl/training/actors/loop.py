@@ -13,6 +13,7 @@ from snaprl.agents import Agent, Segment
 from snaprl.training.actors.actor import EPISODES
 from snaprl.training.actors.engine import Engine
 from snaprl.training.actors.order import Order
+from snaprl.training.errors import UserError
 from snaprl.training.learner import Learner, LearnerState
 from snaprl.training.meters import Chunk
 
@@ -22,12 +23,16 @@ Stop = Callable[[], bool]
 WAIT_S = 0.5  # how often a wait for segments looks whether to stop
 
 
+COUNTED = ("restarts", "missing", "repeated", "stale")  # from the start of a run on
+
+
 class ActorLoopState(NamedTuple):
     """All that decides what the loop does next, as far as the engine can tell it."""
 
     learner: LearnerState
     actors: PyTree  # `Engine.snapshot()`
     key: Array
+    counts: np.ndarray  # [4] int32  what has happened to actors and segments, see `COUNTED`
 
 
 class ActorLoop:
@@ -84,6 +89,7 @@ class ActorLoop:
         self._ages = Ages(streams)
         self._segments = np.zeros(actors)  # of each actor, since the last report
         self._version = 0
+        self._counts = _none()  # before this process
         self._batch: _Batch | None = None  # on its way
 
     def init(self, key: Array) -> ActorLoopState:
@@ -92,7 +98,7 @@ class ActorLoop:
         variables = self._agent.init(agent_key, self._streams)
         learner = self._learner.init(variables, self._agent.initial_state(state_key, self._streams))
         key = self._start(key)
-        return ActorLoopState(self._keep(learner), self._engine.snapshot(), key)
+        return ActorLoopState(self._keep(learner), self._engine.snapshot(), key, _none())
 
     def restore(self, state: ActorLoopState) -> ActorLoopState:
         """Puts the actors where `state` left them; where that cannot be, their episodes restart."""
@@ -104,34 +110,47 @@ class ActorLoop:
         self._order = Order(self._engine.numbers(), self._window)
         self._version = int(learner.updates)
         self._ages = Ages(self._streams, self._version)
-        return ActorLoopState(learner, self._engine.snapshot(), key)
+        self._counts = np.asarray(state.counts)
+        return ActorLoopState(learner, self._engine.snapshot(), key, state.counts)
 
     def run(
         self, state: ActorLoopState, updates: int, stop: Stop = lambda: False
     ) -> tuple[ActorLoopState, Chunk]:
-        """Makes `updates` updates, or fewer where `stop` says so; `state` is consumed."""
-        learner, engine, history = state.learner, self._engine, []
+        """Makes `updates` updates, or fewer where `stop` says so; `state` is consumed.
+
+        Where actors that play on their own fail for good, what was learnt before comes back.
+
+        Raises:
+          UserError: the engine is exact, and an actor failed in the middle of something.
+        """
+        learner, engine, history, failure = state.learner, self._engine, [], None
         totals, watched = np.zeros(len(EPISODES)), []
         begin_s = time.monotonic()
         self._segments[:] = 0
-        self._publish(learner)
-        while len(history) < updates:
-            batch, self._batch = self._batch or self._collect(stop), None
-            if batch is None:
-                break
-            watched.append({"lag": self._version - batch.version, "queue": len(self._order)})
-            learner, metrics = self._update(learner, batch.segment)
-            history.append(metrics)
-            totals += batch.episodes
-            self._version += 1
-            if engine.ahead and len(history) < updates:
-                self._batch = self._collect(stop)  # while the device computes
+        try:
             self._publish(learner)
+            while len(history) < updates:
+                batch, self._batch = self._batch or self._collect(stop), None
+                if batch is None:
+                    break
+                watched.append({"lag": self._version - batch.version, "queue": len(self._order)})
+                learner, metrics = self._update(learner, batch.segment)
+                history.append(metrics)
+                totals += batch.episodes
+                self._version += 1
+                if engine.ahead and len(history) < updates:
+                    self._batch = self._collect(stop)  # while the device computes
+                self._publish(learner)
+        except UserError as error:
+            if self.exact:
+                raise
+            failure = error
         metrics = _columns(jax.device_get(history)) | _columns(watched)
         if engine.ahead and history:
             metrics |= self._told(learner, len(history), time.monotonic() - begin_s)
-        chunk = Chunk(len(history), metrics, dict(zip(EPISODES, totals, strict=True)))
-        return ActorLoopState(learner, engine.snapshot(), state.key), chunk
+        episodes: dict[str, Any] = dict(zip(EPISODES, totals, strict=True))
+        chunk = Chunk(len(history), metrics, episodes, failure)
+        return ActorLoopState(learner, engine.snapshot(), state.key, self._counted()), chunk
 
     def close(self) -> None:
         """Ends the actors."""
@@ -169,7 +188,6 @@ class ActorLoop:
 
     def _told(self, learner: LearnerState, updates: int, elapsed_s: float) -> dict[str, Any]:
         """What is worth watching of actors that play on their own."""
-        order = self._order
         rates = self._segments * self._steps_per_segment / elapsed_s
         told = self._engine.report() | {
             "slowest_actor_steps_per_s": float(rates.min()),
@@ -177,11 +195,15 @@ class ActorLoop:
             "influence_norm": float(self._norm(learner.bank.influence)),
             "influence_age": self._ages.mean(self._version),
             "updates_per_s": updates / elapsed_s,
-            "missing": float(order.missing),
-            "repeated": float(order.repeated),
-            "stale": float(order.stale),
         }
+        told |= zip(COUNTED, map(float, self._counted()), strict=True)
         return {name: np.array([value]) for name, value in told.items()}
+
+    def _counted(self) -> np.ndarray:
+        """What was counted since the start of the run, see `COUNTED`."""
+        order, restarts = self._order, self._engine.report().get("restarts", 0)
+        here = np.array([restarts, order.missing, order.repeated, order.stale], np.int32)
+        return self._counts + here
 
 
 class Ages:
@@ -212,6 +234,10 @@ class _Batch(NamedTuple):
     segment: Segment
     episodes: np.ndarray
     version: float
+
+
+def _none() -> np.ndarray:
+    return np.zeros(len(COUNTED), np.int32)
 
 
 def _joined(segments: list[Segment]) -> Segment:

@@ -5,9 +5,10 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,8 @@ from snaprl.training.errors import UserError
 
 PyTree = Any
 REACH_S = 5.0  # in which a cluster that is there answers
+# Ray ends this process, checkpoint or not, when its head has been silent for 60 s: we end before
+ASK_S, LOST_S = 3.0, 30.0  # how often the head is asked, and how long it may be silent
 # A cluster of this machine alone talks to no other: no usage reports, and loopback only.
 PRIVATE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -88,6 +91,8 @@ class RayEngine:
         supervisor: Supervisor,
         address: str = "",
         cpus: float = 1.0,
+        resources: Mapping[str, float] | None = None,
+        spread: bool = False,
     ):
         """Starts nothing yet.
 
@@ -101,6 +106,8 @@ class RayEngine:
           supervisor: counts replacements.
           address: the cluster's; where it is empty, one starts on this machine.
           cpus: processor cores that Ray keeps for an actor.
+          resources: what else Ray keeps for an actor, by the names that the machines gave it.
+          spread: put actors on as many machines as there are; else where there is room first.
 
         Raises:
           UserError: Ray is not installed.
@@ -118,7 +125,8 @@ class RayEngine:
         self._patience_s, self._supervisor = patience_s, supervisor
         self._played, self._variables = Layout(played), Layout(variables)
         self._pack = jax.jit(self._variables.pack)
-        self._address, self._cpus = address, cpus
+        self._address, self._spread = address, spread
+        self._needs = {"CPU": cpus, **(resources or {})}  # of an actor
         self._seed = np.random.SeedSequence(0)
         self._handles: list[Any] = []
         self._spare: Any = None  # stands by, where the cluster has room for one more
@@ -127,6 +135,7 @@ class RayEngine:
         self._parameters: Any = None
         self._version = 0
         self._started_here = False
+        self._head: _Head | None = None
 
     def start(self, seed: int) -> None:
         """Says where randomness comes from; actors start when a segment is asked for."""
@@ -136,19 +145,25 @@ class RayEngine:
         """Puts parameters where actors that play next find them."""
         packed = np.asarray(self._pack(variables))
         self._connect()
-        self._parameters, self._version = self._ray.put(packed), version
+        try:
+            self._parameters, self._version = self._ray.put(packed), version
+        except self._ray.exceptions.RayError as error:
+            raise UserError(f"Ray's store takes no parameters ({_why(error)})") from error
 
     def receive(self, timeout_s: float) -> Message | None:
         """The next segment of any actor.
 
         Raises:
-          UserError: actors had to be replaced too often, or the cluster is too small.
+          UserError: actors had to be replaced too often, the cluster is too small, or its head
+            is lost.
         """
+        if self._head is not None:
+            self._head.check()
         if not self._handles:
             self._handles = [self._remote() for _ in range(self._count)]
             for actor in range(self._count):
                 self._begin(actor)
-            if self._ray.cluster_resources().get("CPU", 0) >= (self._count + 1) * self._cpus:
+            if not self._lacking(self._count + 1):
                 self._spare = self._remote()
         ready, _ = self._ray.wait(self._first_of_each(), num_returns=1, timeout=timeout_s)
         if not ready:
@@ -189,12 +204,23 @@ class RayEngine:
 
     def close(self) -> None:
         """Ends all actors, and the cluster if it is ours."""
-        for handle in [*self._handles, *filter(None, [self._spare])]:
-            self._ray.kill(handle)
+        handles, ours = [*self._handles, *filter(None, [self._spare])], self._started_here
         self._handles, self._spare, self._orders, self._parameters = [], None, {}, None
-        if self._started_here:
-            self._ray.shutdown()
-            self._started_here = False
+        self._started_here = False
+
+        def end() -> None:
+            for handle in handles:
+                self._ray.kill(handle)
+            if ours:
+                self._ray.shutdown()
+
+        if self._head is None or not self._head.lost:
+            end()
+            return
+        # actors end with their cluster; nobody may be there to tell them
+        ending = threading.Thread(target=end, daemon=True)
+        ending.start()
+        ending.join(REACH_S)
 
     def _connect(self) -> None:
         if self._ray.is_initialized():
@@ -216,15 +242,31 @@ class RayEngine:
             where = self._address or "this machine"
             raise UserError(f"no Ray cluster could be reached at {where}: {error}") from error
         self._started_here = True
-        have = self._ray.cluster_resources().get("CPU", 0)
-        if have < self._count * self._cpus:
+        self._head = _Head(self._ray.get_runtime_context().gcs_address)
+        for name, have in self._lacking(self._count).items():
+            each = self._needs[name]
+            key, unit = f"actors.ray_resources.{name}", f"of '{name}'"
+            if name == "CPU":
+                key, unit = "actors.ray_cpus", "cores"
             raise UserError(
-                f"actors.count = {self._count} actors of actors.ray_cpus = {self._cpus} need "
-                f"{self._count * self._cpus:g} cores, and the cluster has {have:g}: lower either"
+                f"actors.count = {self._count} actors of {key} = {each} need "
+                f"{self._count * each:g} {unit}, and the cluster has {have:g}: lower either"
             )
 
+    def _lacking(self, actors: int) -> dict[str, float]:
+        """What the cluster has of what it has too little of for so many actors."""
+        have = self._ray.cluster_resources()
+        return {
+            name: have.get(name, 0.0)
+            for name, each in self._needs.items()
+            if have.get(name, 0.0) < actors * each
+        }
+
     def _remote(self) -> Any:
-        options = {"num_cpus": self._cpus, "runtime_env": {"env_vars": ENVIRONMENT}}
+        cpus = self._needs["CPU"]
+        options = {"num_cpus": cpus, "runtime_env": {"env_vars": ENVIRONMENT}}
+        options["resources"] = {k: v for k, v in self._needs.items() if k != "CPU"}
+        options["scheduling_strategy"] = "SPREAD" if self._spread else "DEFAULT"
         remote = self._ray.remote(_Remote).options(**options)
         return remote.remote(self._make, self._played, self._variables)
 
@@ -274,13 +316,45 @@ class RayEngine:
         self._begin(actor)
 
 
+class _Head:
+    """The machine that a cluster cannot be without."""
+
+    def __init__(self, address: str):
+        """Known to be there."""
+        self._address = address
+        self._asked_s = self._heard_s = time.monotonic()
+        self.lost = False
+
+    def check(self) -> None:
+        """Raises UserError where it has been silent for long."""
+        now_s = time.monotonic()
+        if now_s < self._asked_s + ASK_S:
+            return
+        self._asked_s = now_s
+        try:
+            _knock(self._address, 1.0)
+        except OSError as error:
+            if now_s - self._heard_s > LOST_S:
+                self.lost = True
+                raise UserError(
+                    f"the head of the Ray cluster, {self._address}, has not answered for "
+                    f"{LOST_S:.0f} s ({error})"
+                ) from error
+        else:
+            self._heard_s = now_s
+
+
+def _knock(address: str, timeout_s: float) -> None:
+    """Raises OSError where nobody answers."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():  # not `auto`, which looks for a cluster in Ray's own ways
+        socket.create_connection((host, int(port)), timeout=timeout_s).close()
+
+
 def _check_reachable(address: str) -> None:
     """Raises UserError where nobody answers: Ray itself would ask for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return  # `auto`, which looks for a cluster in Ray's own ways
     try:
-        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+        _knock(address, REACH_S)
     except OSError as error:
         raise UserError(
             f"no Ray cluster answers at actors.ray_address = '{address}' ({error}): start one "

@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -283,4 +285,54 @@ def test_what_cannot_be_written_is_said(tmp_path):
     checkpoints.save(1, {"x": jnp.ones(1)})
     with pytest.raises(UserError, match=r"^the checkpoint of step 1 cannot be written to .*file/c"):
         checkpoints.wait()
+    checkpoints.close()
+
+
+def test_a_checkpoint_is_read_while_others_are_written_and_dropped(tmp_path):
+    """Whoever looks at a run that goes on finds one, and none that is called damaged."""
+    writer, done = Checkpoints(tmp_path / "c", keep=1), threading.Event()
+
+    def write() -> None:
+        step = 0
+        while not done.is_set():
+            step += 1
+            writer.save(step, state(step, width=300))
+        writer.close()
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    try:
+        while not writer.steps():
+            time.sleep(0.01)
+        found = []
+        for _ in range(12):
+            reader = Checkpoints(tmp_path / "c", keep=1)
+            restored = reader.restore(state(width=300))
+            reader.close()
+            found.append(restored.step)
+            assert bits(restored.state) == bits(state(restored.step, width=300))
+            assert not [step for step in restored.damaged if step in writer.steps()]
+    finally:
+        done.set()
+        writing.join()
+    assert found[0] < found[-1]
+
+
+def test_one_that_is_dropped_while_it_is_read_leads_to_the_newer_one(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "c", keep=1)
+    checkpoints.save(1, state(1))
+    checkpoints.wait()
+    reader = Checkpoints(tmp_path / "c", keep=1)
+    read = reader._read
+
+    def overtaken(step, item, args):
+        if step == 1:
+            checkpoints.save(2, state(2))
+            checkpoints.wait()
+        return read(step, item, args)
+
+    monkeypatch.setattr(reader, "_read", overtaken)
+    restored = reader.restore(state())
+    assert (restored.step, restored.damaged) == (2, ())
+    reader.close()
     checkpoints.close()

@@ -6,6 +6,8 @@ import json
 import struct
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snaprl.training import sinks
 from snaprl.training.errors import UserError
 from snaprl.training.sinks import (
     Fanout,
@@ -267,6 +270,19 @@ def test_wandb_is_told_the_same_and_a_run_goes_on_as_itself(tmp_path, monkeypatc
     assert (first["project"], first["name"], first["resume"]) == ("memory", "tmaze-3", "allow")
     assert (first["config"], first["dir"]) == ({"seed": 3}, tmp_path)
     assert fake.finished == 2
+
+
+def test_wandb_that_does_not_come_to_an_end_is_not_waited_for(tmp_path, monkeypatch, capsys):
+    fake, asked = FakeWandb(), []
+    fake.finish = threading.Event().wait
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setattr(sinks, "HURRIED_S", 0.2)
+    sink = WandbSink("memory", tmp_path, "tmaze-3", {}, hurried=lambda: bool(asked))
+    asked.append(True)
+    begin_s = time.monotonic()
+    sink.close()
+    assert time.monotonic() - begin_s < 5
+    assert "`wandb sync" in capsys.readouterr().err
 
 
 def test_wandb_that_is_absent_or_does_not_start_is_one_sentence(tmp_path, monkeypatch):

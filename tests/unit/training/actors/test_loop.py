@@ -12,6 +12,7 @@ from snaprl.agents import Segment
 from snaprl.envs import PureVectorEnv, TMaze
 from snaprl.training.actors import Actor, ActorLoop, LocalEngine, played_like
 from snaprl.training.actors.loop import Ages
+from snaprl.training.errors import UserError
 from snaprl.training.host_envs import HostEnvs
 from snaprl.training.learner import make_learner
 
@@ -187,3 +188,36 @@ def test_the_age_of_influence_counts_updates_since_resets_and_gaps():
     assert ages.mean(7) == (7 + 2 + 7) / 3
     ages.note(segment([2], [], 3), 9)  # stream 2 has lost its segment 2
     assert ages.mean(10) == (10 + 5 + 1) / 3
+
+
+def test_what_was_counted_goes_on_after_a_resume():
+    def twice(message, k):
+        return [message, message] if k == 1 else [message]
+
+    first = make_loop(Scrambled(1, twice), 1, 1)
+    state, _ = first.run(first.init(jax.random.key(0)), 5)
+    assert state.counts.tolist() == [0, 0, 1, 0]
+    second = make_loop(Scrambled(1, twice), 1, 1)
+    second.init(jax.random.key(1))
+    state, _ = second.run(second.restore(state), 5)
+    assert state.counts.tolist() == [0, 0, 2, 0]
+
+
+def test_what_was_learnt_before_actors_failed_for_good_comes_back():
+    def fail(message, k):
+        if k == 3:
+            raise UserError("actor 0 is gone")
+        return [message]
+
+    plain = make_loop(Scrambled(1), 1, 1)
+    wanted, _ = plain.run(plain.init(jax.random.key(0)), 3)
+    engine = Scrambled(1, fail)
+    engine.exact = False
+    loop = make_loop(engine, 1, 1)
+    found, chunk = loop.run(loop.init(jax.random.key(0)), 9)
+    assert_equal(found.learner, wanted.learner)
+    assert (chunk.updates, str(chunk.failure)) == (3, "actor 0 is gone")
+    # where a run must go on exactly, half a batch that has been played is not for keeping
+    exact = make_loop(Scrambled(1, fail), 1, 1)
+    with pytest.raises(UserError, match="gone"):
+        exact.run(exact.init(jax.random.key(0)), 9)

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 from unit.training.actors.scripted import arguments
 from unit.training.actors.test_processes import WAIT_S, gone, weights
 
-from snaprl.training.actors import RayEngine
+from snaprl.training.actors import RayEngine, on_ray
 from snaprl.training.errors import UserError
 
 pytest.importorskip("ray")
@@ -92,3 +94,28 @@ def test_a_cluster_that_is_not_there_is_one_sentence():
     engine = RayEngine(*positional, **named, address="127.0.0.1:1")
     with pytest.raises(UserError, match=r"no Ray cluster answers .*127\.0\.0\.1:1"):
         engine.publish(weights(1.0), 0)
+
+
+def test_resources_that_no_machine_has_are_one_sentence():
+    positional, named = arguments({}, 2)
+    engine = RayEngine(*positional, **named, cpus=0.1, resources={"simulator": 1.0}, spread=True)
+    try:
+        wanted = r"actors.ray_resources.simulator = 1.0 need 2 of 'simulator', and .* has 0"
+        with pytest.raises(UserError, match=wanted):
+            engine.publish(weights(1.0), 0)
+    finally:
+        engine.close()
+
+
+def test_a_head_that_falls_silent_is_one_sentence_in_time(monkeypatch):
+    """Ray itself would end this process after a minute."""
+    monkeypatch.setattr(on_ray, "ASK_S", 0.0)
+    monkeypatch.setattr(on_ray, "LOST_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        head = on_ray._Head(f"127.0.0.1:{server.getsockname()[1]}")
+        head.check()
+    head.check()  # it may come back
+    time.sleep(0.3)
+    with pytest.raises(UserError, match=r"head of the Ray cluster, 127\.0\.0\.1:\d+, has not"):
+        head.check()
+    assert head.lost
