@@ -126,7 +126,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("more", "sentence"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_environment_leaves_the_last_good_checkpoint(
+def test_a_broken_environment_leaves_all_that_was_learnt_before(
     snaprl, task, tmp_path, more, sentence
 ):
     task.write_text(
@@ -140,11 +140,11 @@ def test_a_broken_environment_leaves_the_last_good_checkpoint(
     assert "Traceback" not in said.err
     assert re.search(
         rf"snaprl: training stopped, for actor 0: the environment {sentence}; the checkpoint of "
-        "step 256 is kept",
+        "step 288 is kept",
         said.err.splitlines()[-1],
     ), said.err
-    assert run.Checkpoints(folder / "checkpoints").steps() == [256]
-    assert [row["step"] for row in sinks.read_rows(folder / "metrics.jsonl")] == [128, 256]
+    assert run.Checkpoints(folder / "checkpoints").steps() == [256, 288]
+    assert [row["step"] for row in sinks.read_rows(folder / "metrics.jsonl")] == [128, 256, 288]
 
 
 def test_episodes_of_an_environment_that_cannot_be_saved_start_anew(snaprl, task, tmp_path):
