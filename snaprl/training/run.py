@@ -78,11 +78,15 @@ class Run:
         Raises:
           UserError: the loss is no longer finite, or a file cannot be written.
         """
+        with self._closing():
+            return self._train()
+
+    def _train(self) -> dict[str, float]:
         built, loop = self._built, self._loop
         state, update, told = self._begin()
         total = built.updates * built.steps_per_update
         step = saved = update * built.steps_per_update
-        with self._closing(), _interruptible() as stop, self._sinks(step, stop) as sink:
+        with _interruptible() as stop, self._sinks(step, stop) as sink:
             begin_s = time.monotonic() - told
             report: dict[str, float] = {"step": step}
             due = _next(step, self.config.training.checkpoint_every)
@@ -147,10 +151,11 @@ class Run:
         """The state to go on from, the updates that it has seen, and the seconds they took."""
         key = jax.random.key(self.config.seed)
         if not self._resume:
+            fresh = self._loop.init(key)
             versions = provenance.now(self.name) | dict(self._built.facts)
             self._write("versions.json", json.dumps(versions, indent=2) + "\n")
             self._write("config.toml", dumps(self.config))
-            return self._loop.init(key), 0, 0.0
+            return fresh, 0, 0.0
         provenance.compare(self.folder, self._built.facts)
         fresh = self._loop.init(key)
         if not self._checkpoints.steps():

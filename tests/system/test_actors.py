@@ -166,6 +166,7 @@ def test_a_run_goes_on_and_says_what_it_cannot_keep(tmp_path):
             "training.devices = 2 is for environments on the host",
         ),
         (("--engine", "threads"), "engine"),
+        (("--engine", "ray", "--actors.ray-address", "127.0.0.1:1"), "no Ray cluster answers"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(tmp_path, flags, sentence):

@@ -138,13 +138,17 @@ class RayEngine:
         self._head: _Head | None = None
 
     def start(self, seed: int) -> None:
-        """Says where randomness comes from; actors start when a segment is asked for."""
+        """Reaches the cluster; actors start when a segment is asked for.
+
+        Raises:
+          UserError: it is not there, or too small.
+        """
         self._seed = np.random.SeedSequence(seed)
+        self._connect()
 
     def publish(self, variables: PyTree, version: int) -> None:
         """Puts parameters where actors that play next find them."""
         packed = np.asarray(self._pack(variables))
-        self._connect()
         try:
             self._parameters, self._version = self._ray.put(packed), version
         except self._ray.exceptions.RayError as error:

@@ -84,7 +84,7 @@ def test_a_cluster_that_is_too_small_is_one_sentence():
     engine = RayEngine(*positional, **named, cpus=1000.0)
     try:
         with pytest.raises(UserError, match=r"need 2000 cores, and the cluster has \d+"):
-            engine.publish(weights(1.0), 0)
+            engine.start(0)
     finally:
         engine.close()
 
@@ -93,7 +93,7 @@ def test_a_cluster_that_is_not_there_is_one_sentence():
     positional, named = arguments({}, 1)
     engine = RayEngine(*positional, **named, address="127.0.0.1:1")
     with pytest.raises(UserError, match=r"no Ray cluster answers .*127\.0\.0\.1:1"):
-        engine.publish(weights(1.0), 0)
+        engine.start(0)
 
 
 def test_resources_that_no_machine_has_are_one_sentence():
@@ -102,7 +102,7 @@ def test_resources_that_no_machine_has_are_one_sentence():
     try:
         wanted = r"actors.ray_resources.simulator = 1.0 need 2 of 'simulator', and .* has 0"
         with pytest.raises(UserError, match=wanted):
-            engine.publish(weights(1.0), 0)
+            engine.start(0)
     finally:
         engine.close()
 
