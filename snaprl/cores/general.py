@@ -83,9 +83,18 @@ def _output(cell: nn.RNNCellBase, params: Params, carry: PyTree, x: Any) -> int:
 
 
 def pattern(
-    cell: nn.RNNCellBase, params: Params, mask: Params, inputs: Any, order: int | None
+    cell: nn.RNNCellBase,
+    params: Params,
+    mask: Params,
+    inputs: Any,
+    order: int | None,
+    like: Entries | tuple = (),
 ) -> Entries:
-    """The entries of S_n (4), for n = `order`, or all that are ever reached."""
+    """The entries of S_n (4), for n = `order`, or all that are ever reached.
+
+    Raises:
+      ValueError: there are more of them than in `like`, whose shapes they are to have.
+    """
     view = flat(cell, params, inputs)
     theta = np.concatenate([p.ravel() for p in jax.tree.leaves(_filled(params, mask))])
     carry = jax.eval_shape(lambda: cell.initialize_carry(jax.random.key(0), (1, *inputs.shape[1:])))
@@ -106,6 +115,16 @@ def pattern(
             break
         S, steps = further, steps + 1
     row, column = S.nonzero()
+    room = len(like.row) if isinstance(like, Entries) else len(row)
+    if len(row) > room:
+        raise ValueError(
+            f"the new pattern does not fit where the old one was ({len(row)} entries where there "
+            f"is room for {room}); start from a mask that is at least as dense, or make the core "
+            "anew"
+        )
+    # past the last column is no parameter: nothing is read or written there
+    spare = {"pad_width": (0, room - len(row))}
+    row, column = np.pad(row, **spare), np.pad(column, **spare, constant_values=len(theta))
     return Entries(row.astype(np.int32), column.astype(np.int32))
 
 
@@ -126,6 +145,16 @@ def init(params: Params, sparsity: Sparsity, batch_size: int) -> Array:
     return jnp.zeros((batch_size, len(sparsity.pattern.row)), influence_dtype(params))
 
 
+def transfer(before: Sparsity, after: Sparsity, influence: Array) -> Array:
+    """See `GradientMethod.transfer`."""
+    old, new = (Entries(*map(np.asarray, x.pattern)) for x in (before, after))
+    stride = 1 + max(old.column.max(initial=0), new.column.max(initial=0))
+    keys, wanted = (x.row.astype(np.int64) * stride + x.column for x in (old, new))
+    order = np.argsort(keys)
+    place = order[np.minimum(np.searchsorted(keys[order], wanted), len(keys) - 1)]
+    return jnp.where(keys[place] == wanted, influence[:, place], 0)
+
+
 def advance(
     cell: nn.RNNCellBase,
     params: Params,
@@ -138,13 +167,16 @@ def advance(
     view, theta = flat(cell, params, x_t), ravel_pytree(params)[0]
     entries: Entries = sparsity.pattern
 
-    def stream(h_tm1: Array, J_tm1: Array, x_t: Array) -> tuple[Array, Array]:
+    def stream(inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        h_tm1, J_tm1, x_t = inputs
         D_t, I_t = jax.jacrev(view.step, (1, 0))(theta, h_tm1, x_t)
-        dense = jnp.zeros_like(I_t, J_tm1.dtype).at[entries.row, entries.column].set(J_tm1)
-        J_t = (I_t + D_t @ dense)[entries.row, entries.column]
+        dense = jnp.zeros_like(I_t, J_tm1.dtype).at[entries].set(J_tm1, mode="drop")
+        J_t = (I_t + D_t @ dense).at[entries].get(mode="fill", fill_value=0)
         return view.step(theta, h_tm1, x_t), J_t
 
-    h_t, J_t = jax.vmap(stream)(view.state(hidden), influence, x_t)
+    # one after the other: S x P is large, and of convolutions side by side XLA makes one in which a
+    # stream's NaN reaches the others
+    h_t, J_t = jax.lax.map(stream, (view.state(hidden), influence, x_t))
     return view.carry(h_t), J_t
 
 
@@ -177,7 +209,7 @@ def contract(params: Params, sparsity: Sparsity, influence: Array, lambda_: Arra
     theta, unravel = ravel_pytree(params)
     entries: Entries = sparsity.pattern
     values = (lambda_[:, entries.row] * influence).sum(0)
-    total = jnp.zeros_like(theta, values.dtype).at[entries.column].add(values)
+    total = jnp.zeros_like(theta, values.dtype).at[entries.column].add(values, mode="drop")
     return unravel(total.astype(theta.dtype))
 
 

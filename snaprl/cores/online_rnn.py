@@ -1,7 +1,6 @@
 """`OnlineRNN`: a flax recurrent layer whose gradient does not stop at the segment's edge."""
 
 import functools
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from snaprl.cores import checks, segment
+from snaprl.cores import checks, forecast, segment
 from snaprl.cores.cells import is_unitwise, unitwise
 from snaprl.cores.masks import Mask, apply_mask
 from snaprl.cores.snap import SnAp
@@ -79,12 +78,11 @@ class OnlineRNN(nn.Module):
         x, streams = jnp.zeros(input_shape), input_shape[0]
         params = _parameter_shapes(cell, hidden, x)
         sparsity = self._sparsity(params, x)
-        _check_size(
-            jax.eval_shape(
-                lambda: self.method.init(cell, params, sparsity, streams, jax.random.key(0))
-            ),
-            streams,
+        shapes = jax.eval_shape(
+            lambda: self.method.init(cell, params, sparsity, streams, jax.random.key(0))
         )
+        about: Any = {"method": self.method, "cell": cell, "params": params, "mask": sparsity.mask}
+        forecast.check(shapes, streams, **about)
         influence = self.method.init(cell, params, sparsity, streams, method_key)
         return CoreState(hidden, influence)
 
@@ -244,27 +242,6 @@ def _sparsity(
         mask.check(params)
     tree = {} if mask is None else mask.tree()
     return Sparsity(tree, method.pattern(cell, params, tree, inputs))
-
-
-def _check_size(influence: PyTree, streams: int) -> None:
-    """Raises where the influence does not fit into memory, before it is tried."""
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(influence))
-    room = _memory()
-    if size > room:
-        fits = int(room * streams // size)
-        way = f"{fits} streams would fit" if fits else "not even one stream would fit"
-        raise ValueError(
-            f"the influence takes {size / 2**30:.1f} GiB for {streams} streams, of "
-            f"{room / 2**30:.1f} GiB; {way}, and a lower order or a sparser mask takes less"
-        )
-
-
-def _memory() -> int:
-    """Bytes of the device that arrays are put on."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _hashable(cell: nn.RNNCellBase) -> bool:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snaprl.cores import reach, rows, segment, streams
+from snaprl.cores import forecast, reach, rows, segment, streams
 from snaprl.cores.reach import Indices, Pattern, Tier
 from snaprl.cores.segment import Linearised, where_reset
 from snaprl.cores.types import Array, Params, PyTree, Sparsity
@@ -41,6 +41,7 @@ def pattern(
     cell: UnitwiseCell, params: Params, mask: Params, order: int | None, like: Pattern | tuple = ()
 ) -> Pattern:
     """See `reach.pattern`; `like` has the shapes to use."""
+    forecast.check_pairs(cell, params, mask, order)
     room = reach.room_of(like) if isinstance(like, Pattern) else None
     return reach.pattern(cell, params, mask, order, room)
 

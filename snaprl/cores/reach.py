@@ -87,14 +87,10 @@ def pattern(
       ValueError: the pattern does not fit into `room`.
     """
     size = cell.features
-    reads = np.zeros((size, size), bool)
-    for name in cell.recurrent:
-        reads |= _kernel_mask(mask, name, params[name]["kernel"].shape)
-    np.fill_diagonal(reads, False)
-    reached = reach(reads, order)
+    there = reads(cell, params, mask)
+    reached = reach(there, order)
     unit, row = np.nonzero(reached)
-    hears = _neighbours(reads, reached, unit, row).sum(-1)
-    tells = _neighbours(reads.T, reached, unit, row).sum(-1)
+    hears, tells = (_common(reached, x)[unit, row] for x in (there, there.T))
     own = unit == row
     if room is None:
         near, near_told = _short(hears[~own]), _short(tells[~own])
@@ -143,8 +139,8 @@ def pattern(
         unit=unit.astype(np.int32),
         position=np.pad(position, (0, 1))[unit, row].astype(np.int32),
         columns=columns,
-        heard=_tiers(reads.T, reached, pair, unit, row, heard, lengths),
-        told=_tiers(reads, reached, pair, unit, row, told, lengths_told),
+        heard=_tiers(there.T, reached, pair, unit, row, heard, lengths),
+        told=_tiers(there, reached, pair, unit, row, told, lengths_told),
         fan_in={name: fan_in(kept, room[f"fan-in of {name}"]) for name, kept in masked.items()},
     )
 
@@ -177,23 +173,35 @@ def pair_table(pattern: Pattern) -> np.ndarray:
     return table
 
 
+def reads(cell: UnitwiseCell, params: Params, mask: Params) -> np.ndarray:
+    """Which units r read l by a recurrent weight that is there: `[l, r]`, r itself left out."""
+    found = np.zeros((cell.features, cell.features), bool)
+    for name in cell.recurrent:
+        found |= _kernel_mask(mask, name, params[name]["kernel"].shape)
+    np.fill_diagonal(found, False)
+    return found
+
+
 def reach(reads: np.ndarray, order: int | None) -> np.ndarray:
     """Which units r hear of a weight into q: `[q, r]`, of `reads [l, r]`, "r reads l" (4)."""
     now = np.eye(len(reads), dtype=bool)
     steps = 1
     while order is None or steps < order:
-        further = now | ((now.astype(np.float32) @ reads.astype(np.float32)) > 0)
+        further = now | (_common(now, reads) > 0)
         if (further == now).all():
             break
         now, steps = further, steps + 1
     return now
 
 
-def _neighbours(
-    reads: np.ndarray, reached: np.ndarray, unit: np.ndarray, row: np.ndarray
-) -> np.ndarray:
-    """For each pair (r, q) `[E, l]`: is (l, q) a pair, and does r read l?"""
-    return reads.T[row] & reached[unit]
+def heard(reached: np.ndarray, reads: np.ndarray) -> int:
+    """How many pairs all pairs (r, q) hear of: the entries of all their lists."""
+    return int((reached * _common(reached, reads)).sum())
+
+
+def _common(reached: np.ndarray, reads: np.ndarray) -> np.ndarray:
+    """For (q, r), how many l there are such that q reaches l and r reads l: `[q, r]`."""
+    return (reached.astype(np.float32) @ reads.astype(np.float32)).astype(int)
 
 
 def _part(own: np.ndarray, hears_many: np.ndarray, told_of_many: np.ndarray) -> np.ndarray:
@@ -251,16 +259,16 @@ def _tiers(
     tiers = []
     for start, stop, length in zip(bounds[:-1], bounds[1:], lengths, strict=True):
         part = np.arange(start, stop)
-        there = np.zeros((len(part), size), bool)
-        real = unit[part] < size
-        q, r = unit[part][real], row[part][real]
-        there[real] = reads[r] & reached[q]
+        real = np.nonzero(unit[part] < size)[0]
         units = np.full((length, len(part)), size, np.int32)
         pairs = np.broadcast_to(part, units.shape).astype(np.int32)
-        which, other = np.nonzero(there)
-        place = (np.cumsum(there, -1) - 1)[which, other]
-        units[place, which] = other
-        pairs[place, which] = pair[unit[part][which], other]
+        for some in np.array_split(real, 1 + len(real) * size // 2**26):  # of 64 MiB at most
+            q, r = unit[part][some], row[part][some]
+            there = reads[r] & reached[q]
+            which, other = np.nonzero(there)
+            place = (np.cumsum(there, -1, dtype=np.int32) - 1)[which, other]
+            units[place, some[which]] = other
+            pairs[place, some[which]] = pair[q[which], other]
         tiers.append(Tier(pairs, units))
     return tuple(tiers)
 

@@ -47,7 +47,7 @@ class RTRL(Remembering):
     ) -> PyTree:
         """Which units a weight ever reaches; () where the recurrent weights are dense."""
         if not is_unitwise(cell):
-            return general.pattern(cell, params, mask, inputs, reach.EVERYTHING)
+            return general.pattern(cell, params, mask, inputs, reach.EVERYTHING, like)
         view = unitwise(cell)
         if not sparse(view, mask):
             return ()
@@ -73,6 +73,19 @@ class RTRL(Remembering):
         if not is_unitwise(cell):
             return general.init(params, sparsity, batch_size)
         return super().init(cell, params, sparsity, batch_size, key)
+
+    def transfer(
+        self,
+        cell: nn.RNNCellBase,
+        params: Params,
+        before: Sparsity,
+        after: Sparsity,
+        influence: PyTree,
+    ) -> PyTree:
+        """See `GradientMethod.transfer`."""
+        if not is_unitwise(cell):
+            return general.transfer(before, after, influence)
+        return super().transfer(cell, params, before, after, influence)
 
     def unroll(
         self,

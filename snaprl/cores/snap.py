@@ -66,7 +66,7 @@ class SnAp(Remembering):
         if self._is_general(cell):
             if not self.order:
                 return ()
-            return general.pattern(cell, params, mask, inputs, self.order)
+            return general.pattern(cell, params, mask, inputs, self.order, like)
         view = unitwise(cell)
         if self.order < 2 or not sparse(view, mask):
             return ()
@@ -88,6 +88,19 @@ class SnAp(Remembering):
         if self._is_general(cell):
             return general.init(params, sparsity, batch_size) if self.order else ()
         return super().init(cell, params, sparsity, batch_size, key)
+
+    def transfer(
+        self,
+        cell: nn.RNNCellBase,
+        params: Params,
+        before: Sparsity,
+        after: Sparsity,
+        influence: PyTree,
+    ) -> PyTree:
+        """See `GradientMethod.transfer`."""
+        if self._is_general(cell):
+            return general.transfer(before, after, influence) if self.order else ()
+        return super().transfer(cell, params, before, after, influence)
 
     def unroll(
         self,

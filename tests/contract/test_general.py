@@ -12,7 +12,7 @@ import pytest
 from contract.probe import assert_close
 from jax.flatten_util import ravel_pytree
 
-from snaprl.cores import BPTT, RFLO, RTRL, UORO, OnlineRNN, SnAp
+from snaprl.cores import BPTT, RFLO, RTRL, UORO, OnlineRNN, SnAp, rewire
 from snaprl.cores.structure import dependencies
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -268,3 +268,114 @@ def test_the_shape_of_inputs_is_the_cells():
     rnn = OnlineRNN(cell, SnAp())
     with pytest.raises(ValueError, match=r"must be \(streams, inputs, inputs\)"):
         rnn.initialize_carry(jax.random.key(0), (B, 4))
+
+
+METHOD = pytest.mark.parametrize("method", [SnAp(), SnAp(2), RTRL(), BPTT(tail=SnAp(2))])
+
+
+@CELL
+@METHOD
+def test_streams_know_nothing_of_each_other(name, method):
+    """Law 6: a batch is its streams one by one, and a stream's NaN stays in it."""
+    rnn, variables, carry, xs, resets, weights = drawn(name, method)
+
+    @jax.jit
+    def learn(carry, xs, resets, weights):
+        def loss(params, xs):
+            after, ys = rnn.apply({**variables, "params": params}, carry, xs, resets)
+            return jnp.vdot(weights, ys), after
+
+        return jax.grad(loss, (0, 1), has_aux=True)(variables["params"], xs)
+
+    (grads, through), after = learn(carry, xs, resets, weights)
+    apart = [
+        learn(
+            jax.tree.map(lambda x, b=b: x[b : b + 1], carry),
+            *(x[:, b : b + 1] for x in (xs, resets, weights)),
+        )
+        for b in range(B)
+    ]
+    assert_close(grads, jax.tree.map(lambda *g: sum(g), *(found[0][0] for found in apart)))
+    assert_close(through, jnp.concatenate([found[0][1] for found in apart], axis=1))
+    joined = jax.tree.map(lambda *x: jnp.concatenate(x), *(found[1] for found in apart))
+    assert_close(after, joined)
+    sick = learn(carry, _sick(xs), resets, weights)
+    well = jax.tree.map(lambda x: x[1:], sick[1])
+    assert_close(well, jax.tree.map(lambda x: x[1:], after))
+    assert_close(sick[0][1][:, 1:], through[:, 1:])
+
+
+def _sick(xs):
+    xs = xs.copy()
+    xs[1, 0] = np.nan
+    return xs
+
+
+@CELL
+@METHOD
+def test_nothing_compiles_twice(name, method):
+    rnn, variables, carry, xs, resets, _ = drawn(name, method)
+    run = jax.jit(rnn.apply)
+    for _ in range(3):
+        carry, _ = run(variables, carry, xs, resets)
+    assert run._cache_size() == 1
+
+
+@pytest.mark.parametrize("method", [SnAp(1, entries=True), SnAp(2, entries=True), RTRL()])
+def test_a_mask_that_changes_keeps_the_influence_of_what_stays(method):
+    name = "gru" if method != RTRL() else "deep"
+    leaf = ("hr", (4, 4)) if name == "gru" else ("left", (2, 3))
+    CELLS["gru"] = (nn.GRUCell(4, param_dtype=jnp.float64), (2,))
+    rng = np.random.default_rng(0)
+
+    def mask(density):
+        return {leaf[0]: {"kernel": rng.random(leaf[1]) < density}}
+
+    try:
+        rnn, variables, carry, xs, resets, weights = drawn(name, method, mask=mask(1.1))
+        _, _, carry = gradients(rnn, variables, carry, xs, resets, weights, (4,))
+        run = jax.jit(rnn.apply)
+        run(variables, carry, xs, resets)
+        old = _dense(variables, carry)
+        for density in (0.3, 0.6):
+            new = mask(density)
+            variables, carry = rewire(rnn, variables, new, (B, *CELLS[name][1]), carry)
+            found, anew = _dense(variables, carry), drawn(name, method, mask=new)
+            reached = _dense(anew[1], anew[2]._replace(influence=np.ones_like(anew[2].influence)))
+            np.testing.assert_array_equal(found, np.where(reached == 1, old, 0))
+            assert found.any()
+            # and learning goes on as in a core that was made with this mask
+            fresh = {**anew[1], "params": variables["params"]}
+            start = anew[2]
+            for way in (variables, fresh):
+                state = (
+                    start
+                    if way is fresh
+                    else start._replace(influence=jnp.zeros_like(carry.influence))
+                )
+                total, _, end = gradients(rnn, way, state, xs, resets, weights, (2, 2))
+                way["found"] = ravel_pytree(total)[0], _dense(way, end)
+            for a, b in zip(variables.pop("found"), fresh.pop("found"), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+            old = found
+        carry, _ = run(variables, carry, xs, resets)
+        assert run._cache_size() == 1
+    finally:
+        del CELLS["gru"]
+
+
+def _dense(variables, carry):
+    """The influence `[B, S, P]`."""
+    row, column = map(np.asarray, variables["sparsity"]["pattern"])
+    size = ravel_pytree(variables["params"]["cell"])[0].size
+    states = sum(x[0].size for x in jax.tree.leaves(carry.hidden))
+    whole = np.zeros((B, states, size + 1))
+    whole[:, row, column] = carry.influence
+    return whole[..., :-1]
+
+
+def test_a_pattern_of_entries_without_room_is_refused():
+    keep = np.zeros((2, 3), bool)
+    rnn, variables, *_ = drawn("deep", RTRL(), mask={"left": {"kernel": keep}})
+    with pytest.raises(ValueError, match="the new pattern does not fit where the old one was"):
+        rewire(rnn, variables, {"left": {"kernel": ~keep}}, (B, 3))

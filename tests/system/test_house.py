@@ -70,6 +70,61 @@ def test_arrows_go_one_way(room):
     assert not wrong
 
 
+# what a training loop is made of: who calls these trains
+GRADIENTS = {"jax.grad", "jax.value_and_grad", "jax.vjp", "jax.linearize"}
+STEPS = {"optax.apply_updates", "optimizer.update"}
+
+
+def names_used(source: str) -> list[str]:
+    """The names that a file uses, each as often as it does, as its imports spell them out."""
+    tree = ast.parse(source)
+    of: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            of |= {alias.asname: alias.name for alias in node.names if alias.asname}
+        elif isinstance(node, ast.ImportFrom):
+            of |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+    used = (ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Attribute | ast.Name))
+    parts = (name.partition(".") for name in used)
+    return [of.get(first, first) + dot + rest for first, dot, rest in parts]
+
+
+@pytest.mark.parametrize(
+    ("source", "used"),
+    [
+        ("import jax\njax.grad(f)(x)", "jax.grad"),
+        ("import jax as j\ng = j.value_and_grad", "jax.value_and_grad"),
+        ("from jax import grad as g\ng(f)", "jax.grad"),
+        ("def f():\n    from optax import apply_updates as a\n    a(p, s)", "optax.apply_updates"),
+        ("optimizer.update(grads, state)", "optimizer.update"),
+    ],
+)
+def test_the_reader_of_names_sees_every_form(source, used):
+    assert used in names_used(source)
+
+
+def users_of(names: set[str]) -> dict[str, list[str]]:
+    """Which files of the package use some of the names, and which, as often as they do."""
+    used = {
+        str(path.relative_to(PACKAGE)): names_used(path.read_text("utf-8"))
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+    found = {path: sorted(name for name in every if name in names) for path, every in used.items()}
+    return {path: some for path, some in found.items() if some}
+
+
+def test_parameters_are_changed_in_one_place():
+    """Agents and supervised tasks train by the same learner."""
+    assert users_of(STEPS) == {"training/learner.py": sorted(STEPS)}
+
+
+def test_supervised_tasks_and_sweeps_have_no_training_loop_of_their_own():
+    ours = ("training/supervised/", "training/sweeps/")
+    assert [path for path in users_of(GRADIENTS | STEPS) if path.startswith(ours)] == []
+    assert "training/supervised/build.py" in users_of({"snaprl.training.learner.make_learner"})
+    assert "training/supervised/loop.py" in users_of({"self._learner.update"})
+
+
 def test_every_room_is_known():
     found = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert found == set(MAY_IMPORT)

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -51,8 +52,14 @@ learning_rate = 0.02
 streams = 4
 unroll = 5
 steps = {steps}
-report_every = 2000
+report_every = {each}
 """
+KINDS = {  # of runs that must go on exactly: the task, and flags
+    "copy": ("copy", ()),
+    "snap1": ("characters", ()),
+    "stack": ("characters", ("--model.layers", "2")),
+    "uoro": ("characters", ("--method", "uoro")),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,8 +84,11 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def start(folder: Path, *overrides: str) -> dict[str, float]:
-    loaded = config.load(written(folder, COPY), overrides)
+def start(folder: Path, *overrides: str, task: str = "copy") -> dict[str, float]:
+    text = folder / "wall.txt"
+    text.write_text(TEXT)
+    characters = CHARLM.format(path=text, steps=FULL, each=EACH)
+    loaded = config.load(written(folder, COPY if task == "copy" else characters), overrides)
     assert isinstance(loaded, SupervisedConfig)
     return Run(loaded, folder / "run", name="task").train()
 
@@ -95,17 +105,30 @@ def rows(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory) -> Path:
+def undisturbed(tmp_path_factory) -> Callable[[str], Path]:
+    """For each kind, the folder of a run that nothing disturbed."""
+    folders: dict[str, Path] = {}
+
+    def trained(kind: str) -> Path:
+        if kind not in folders:
+            task, flags = KINDS[kind]
+            folders[kind] = tmp_path_factory.mktemp(kind)
+            assert start(folders[kind], *flags, task=task)["step"] == FULL
+        return folders[kind]
+
+    return trained
+
+
+@pytest.fixture(scope="module")
+def straight(undisturbed) -> Path:
     """A run of the copy task that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("straight")
-    assert start(folder)["step"] == FULL
-    return folder
+    return undisturbed("copy")
 
 
 def assert_same(folder: Path, other: Path) -> None:
     ours, theirs = (arrays(f, FULL) for f in (folder, other))
     assert ours.keys() == theirs.keys()
-    for part in ("bank", "streams", "shared", "optimizer"):
+    for part in ("bank/hidden", "bank/influence", "streams", "optimizer"):
         assert any(part in name for name in ours), part
     for name, leaf in ours.items():
         np.testing.assert_array_equal(leaf, theirs[name], err_msg=name)
@@ -125,11 +148,14 @@ def test_a_run_reports_what_is_promised(straight):
     assert made["command"]
 
 
-def test_a_run_that_is_trained_further_equals_one_trained_at_once(straight, tmp_path):
-    start(tmp_path, "--steps", "960")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_is_trained_further_equals_one_trained_at_once(undisturbed, tmp_path, kind):
+    task, flags = KINDS[kind]
+    start(tmp_path, *flags, "--steps", "960", task=task)
     assert checkpoint_steps(tmp_path)[-1] == 960
     go_on(tmp_path, "--steps", str(FULL))
-    assert_same(tmp_path, straight)
+    assert_same(tmp_path, undisturbed(kind))
+    assert ("shared" in " ".join(arrays(tmp_path, FULL))) == (kind == "copy")
 
 
 def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(straight, tmp_path):
@@ -165,7 +191,7 @@ def test_copy_is_measured_at_the_level_it_reached(straight, snaprl):
 def test_characters_are_learnt_and_measured_on_whole_splits(tmp_path, snaprl):
     text = tmp_path / "wall.txt"
     text.write_text(TEXT)
-    task = written(tmp_path, CHARLM.format(path=text, steps=40_000))
+    task = written(tmp_path, CHARLM.format(path=text, steps=40_000, each=2000))
     code, out, _ = snaprl("train", task, "--run-dir", tmp_path / "run")
     assert (code, "curve in" in out) == (0, True)
     assert (tmp_path / "run" / "curve.png").is_file()

@@ -1,11 +1,20 @@
 """A sweep from the command: run side by side, gone on with, and told of."""
 
+import contextlib
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from snaprl.training import cli
+from snaprl.training import cli, loops, sinks
+from snaprl.training.sweeps import command
 
 SWEEP = """
 config = "base.toml"
@@ -108,3 +117,169 @@ def test_a_run_that_fails_does_not_keep_the_others_from_running(snaprl, tmp_path
     assert re.search(r"bptt, seed 0: failed, snaprl: training stopped, for .* became NaN", err), err
     assert "frozen, seed 0: done in" in err
     assert "Not there yet: bptt, seed 0" in (tmp_path / "runs" / "report.md").read_text()
+
+
+# ---- interrupted -----------------------------------------------------------------------------
+
+# a sweep of three runs that do nothing: the second argument says how they do it
+STANDS_IN = """
+import sys
+from pathlib import Path
+from snaprl.training.sweeps import command, processes
+from snaprl.training.sweeps.plan import Job
+processes.WORKER = [sys.executable, "-c", sys.argv[2]]
+folder = Path(sys.argv[1])
+jobs = [Job(name, name, 0, None, folder / name) for name in "abc"]
+with command.alone(folder), processes.left_by_signals(), processes.Workers(2, folder) as workers:
+    list(workers.run(jobs))
+"""
+IDLE = """
+import signal, sys, time
+from snaprl.training.sweeps import worker
+def work(*_):
+    print("at work", flush=True)
+    time.sleep(600)
+worker._work = work
+"""
+WILLING = f"{IDLE}\nsys.exit(worker.main())"
+DEAF = f"""
+{IDLE}
+worker.GOODBYE_S = 0.2
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+worker.main()
+"""
+
+
+def wait_for(holds: Callable[[], bool], seconds: float) -> None:
+    until_s = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until_s, "it does not come to pass"
+        time.sleep(0.05)
+
+
+def is_over(sweep: subprocess.Popen) -> bool:
+    """Whether nobody is left who could read what the sweep and its workers share."""
+    try:
+        os.write(sweep.stdin.fileno(), b".")
+    except BrokenPipeError:
+        return True
+    return False
+
+
+@pytest.fixture
+def begin() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts processes in groups of their own, as a terminal does."""
+    begun: list[subprocess.Popen] = []
+
+    def start(*command: object) -> subprocess.Popen:
+        words = [sys.executable, *map(str, command)]
+        begun.append(subprocess.Popen(words, start_new_session=True, stdin=subprocess.PIPE))
+        return begun[-1]
+
+    yield start
+    for process in begun:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.fixture
+def idle(begin, tmp_path):
+    """Starts a sweep that stands in for others, and waits until two of its runs are at work."""
+
+    def start(how: str = WILLING) -> subprocess.Popen:
+        sweep = begin("-c", STANDS_IN, tmp_path, how)
+        logs = [tmp_path / name / "log.txt" for name in "ab"]
+        wait_for(lambda: all(log.is_file() and "at work" in log.read_text() for log in logs), 60)
+        return sweep
+
+    return start
+
+
+def test_a_folder_takes_one_sweep_at_a_time(idle, snaprl, tmp_path, monkeypatch):
+    (tmp_path / "base.toml").write_text(BASE)
+    (tmp_path / "s.toml").write_text(SWEEP)
+    monkeypatch.setattr(loops, "prepare", lambda config: pytest.fail("it was built"))
+    sweep = idle()
+    code, out, err = snaprl("sweep", tmp_path / "s.toml", "--folder", tmp_path)
+    assert (code, out) == (2, "")
+    assert err == (
+        f"snaprl: another sweep works in {tmp_path}: let it end, or sweep into another --folder\n"
+    )
+    sweep.kill()
+    sweep.wait()
+    assert (tmp_path / command.LOCK).exists()
+    with command.alone(tmp_path):
+        pass
+
+
+ENDINGS = {  # signal, whether the whole group gets it, how the workers are, exit code
+    "ctrl-c": (signal.SIGINT, True, WILLING, 130),
+    "terminated": (signal.SIGTERM, False, WILLING, 143),
+    "busy workers": (signal.SIGTERM, False, DEAF, 143),
+    "killed": (signal.SIGKILL, False, DEAF, -9),
+}
+
+
+@pytest.mark.parametrize(("number", "to_all", "how", "code"), ENDINGS.values(), ids=ENDINGS)
+def test_a_sweep_that_ends_takes_its_workers_along(idle, tmp_path, number, to_all, how, code):
+    sweep = idle(how)
+    (os.killpg if to_all else os.kill)(sweep.pid, number)
+    assert sweep.wait(20) == code
+    wait_for(lambda: is_over(sweep), 20)
+    assert not (tmp_path / "c").exists()  # what waited for its turn has not begun
+
+
+# every update is a report: then there is no report of a part, wherever it is stopped
+LONG = """
+config = "base.toml"
+[all]
+training = { steps = 12_000, report_every = 8, checkpoint_every = 2_000 }
+[[run]]
+name = "short"
+training.steps = 16
+[[run]]
+name = "long"
+"""
+
+
+def told(folder: Path) -> dict[str, list]:
+    """What the runs of a sweep reported and measured, without what a clock has put in."""
+    found: dict[str, list] = {}
+    for path in sorted(folder.glob("*/metrics.jsonl")):
+        rows = [dict(row) for row in sinks.read_rows(path)]
+        for row in rows:
+            del row["wall_s"], row["steps_per_s"]
+        found[path.parent.name] = [*rows, json.loads((path.parent / "evaluation.json").read_text())]
+    return found
+
+
+@pytest.mark.slow  # seven runs start and compile
+def test_a_sweep_that_was_interrupted_ends_like_one_that_was_not(snaprl, begin, tmp_path):
+    (tmp_path / "base.toml").write_text(BASE)
+    (tmp_path / "s.toml").write_text(LONG)
+    straight, folder = tmp_path / "straight", tmp_path / "interrupted"
+    assert snaprl("sweep", tmp_path / "s.toml", "--folder", straight)[0] == 0
+
+    def reports() -> int:
+        rows = folder / "long-0" / "metrics.jsonl"
+        return len(rows.read_bytes().splitlines()) if rows.exists() else 0
+
+    short, written_ns = folder / "short-0" / "metrics.jsonl", set()
+    words = ["-m", "snaprl.training.cli", "sweep", tmp_path / "s.toml", "--folder", folder]
+    for number, send, code in (
+        (signal.SIGINT, os.killpg, 130),
+        (signal.SIGTERM, os.kill, 143),
+        (signal.SIGKILL, os.kill, -9),
+    ):
+        before = reports()
+        sweep = begin(*words, "--jobs", 1)
+        wait_for(lambda before=before: reports() > before, 300)
+        send(sweep.pid, number)
+        assert sweep.wait(20) == code
+        wait_for(lambda sweep=sweep: is_over(sweep), 20)
+        assert reports() < 1500
+        written_ns.add(short.stat().st_mtime_ns)
+    assert snaprl("sweep", tmp_path / "s.toml", "--folder", folder)[0] == 0
+    assert {short.stat().st_mtime_ns} == written_ns  # done is done
+    assert told(folder) == told(straight)

@@ -1,12 +1,11 @@
 """`snaprl sweep`: runs what a plan lists, as many side by side as there are cores."""
 
+import fcntl
 import json
 import os
-import subprocess
 import sys
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,11 +13,11 @@ from snaprl.training import config as configs
 from snaprl.training.errors import UserError
 from snaprl.training.sweeps import plan as plans
 from snaprl.training.sweeps.plan import Job, Plan
-from snaprl.training.sweeps.worker import MEASURED, STOPPED
+from snaprl.training.sweeps.processes import CONFIGS, Workers, left_by_signals
+from snaprl.training.sweeps.worker import MEASURED
 
 SWEEP = "sweep.toml"  # in a sweep's folder: its file
-CONFIGS = "configs"  # in a sweep's folder: what its runs are made of
-LOG = "log.txt"  # in a run's folder: what it said
+LOCK = "sweep.lock"  # in a sweep's folder: held by who works in it
 
 
 def sweep(path: Path, folder: Path, jobs: int) -> bool:
@@ -30,84 +29,69 @@ def sweep(path: Path, folder: Path, jobs: int) -> bool:
         jobs: How many run side by side.
 
     Returns:
-        Whether all of it is done; it is not where it was interrupted, or where a run failed.
+        Whether all of it is done; it is not where a run failed or was stopped.
 
     Raises:
-        UserError: The file is wrong, or the folder holds runs of other settings.
+        UserError: The file is wrong, the folder holds runs of other settings, or another sweep
+            works in it.
+        SystemExit: It was interrupted by Ctrl-C or SIGTERM; its runs left a checkpoint each.
     """
     plan = plans.read(path, folder)
+    if folder.exists():
+        with alone(folder):  # or it would be said only after seconds of building
+            pass
     _check_builds(plan)
     for job in plan.jobs:
         _check_folder(job)
-    _write(folder, path, plan)
+    with alone(folder):
+        _write(folder, path, plan)
+        return _run(plan, folder, jobs)
+
+
+def _run(plan: Plan, folder: Path, jobs: int) -> bool:
     waiting = [job for job in plan.jobs if not _is_done(job)]
     done = len(plan.jobs) - len(waiting)
     _say(f"{plan.title}: {len(plan.jobs)} runs, {done} of them done, {jobs} side by side")
-    stop = threading.Event()
-    cores = _Cores(jobs)
     failed = False
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(_run, job, folder, cores, stop): job for job in waiting}
+    with left_by_signals(), Workers(jobs, folder) as workers:
         try:
-            for future in as_completed(futures):
+            for job, words, ok in workers.run(waiting):
                 done += 1
-                words, ok = future.result()
                 failed |= not ok
-                job = futures[future]
                 _say(f"[{done}/{len(plan.jobs)}] {job.name}, seed {job.seed}: {words}")
-        except KeyboardInterrupt:  # the workers got it, too, and leave a checkpoint each
-            stop.set()
+        except SystemExit:
             _say("stopping: the same command goes on")
             raise
     return not failed
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keeps other sweeps out of a folder, which is made where it is not there.
+
+    The kernel lets go of the lock when this process ends, in whatever way.
+
+    Raises:
+        UserError: Another sweep works there, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another sweep works in {folder}: let it end, or sweep into another --folder"
+            ) from None
+        yield
+
+
 def cores() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class _Cores:
-    """Lends each of the workers cores of its own."""
-
-    def __init__(self, workers: int) -> None:
-        # no such thing on macOS: there nobody is bound to a core
-        mine = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        share = len(mine) // workers
-        self._free = [mine[k * share : (k + 1) * share] for k in range(workers)]
-        self._lock = threading.Lock()
-
-    def take(self) -> list[int]:
-        with self._lock:
-            return self._free.pop()
-
-    def give(self, cores: list[int]) -> None:
-        with self._lock:
-            self._free.append(cores)
-
-
-def _run(job: Job, folder: Path, cores: _Cores, stop: threading.Event) -> tuple[str, bool]:
-    """Runs a job in a process of its own; says what came of it, and whether it is done."""
-    if stop.is_set():
-        return "not begun", False
-    mine = cores.take()
-    begin_s = time.monotonic()
-    command = [sys.executable, "-m", "snaprl.training.sweeps.worker"]
-    command += [str(folder / CONFIGS / f"{job.name}.toml")]
-    command += ["--run-dir", str(job.folder), "--seed", str(job.seed)]
-    command += ["--cores", *map(str, mine)] if mine else []
-    job.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with (job.folder / LOG).open("a", encoding="utf-8") as log:
-            code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
-    finally:
-        cores.give(mine)
-    if code == STOPPED:
-        return "stopped", False
-    if code:
-        said = (job.folder / LOG).read_text(encoding="utf-8").strip().splitlines() or [""]
-        return f"failed, {said[-1]} ({job.folder / LOG})", False
-    return f"done in {time.monotonic() - begin_s:.0f} s", True
 
 
 def _is_done(job: Job) -> bool:
@@ -159,7 +143,7 @@ def _write(folder: Path, path: Path, plan: Plan) -> None:
     import tomli_w
 
     try:
-        (folder / CONFIGS).mkdir(parents=True, exist_ok=True)
+        (folder / CONFIGS).mkdir(exist_ok=True)
         text = path.read_text(encoding="utf-8")
         tables = configs.read_toml(path)
         base = plans.base_of(tables, path)
@@ -170,9 +154,11 @@ def _write(folder: Path, path: Path, plan: Plan) -> None:
             file = folder / CONFIGS / f"{job.name}.toml"
             file.write_text(configs.dumps(job.config), encoding="utf-8")
     except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror}): give another --folder"
-        ) from None
+        raise _unwritable(folder, error) from None
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{folder} cannot be written ({error.strerror}): give another --folder")
 
 
 def _say(text: str) -> None:

@@ -111,7 +111,7 @@ def read(path: Path, folder: Path) -> Plan:
                 jobs.append(Job(name, run["name"], seed, job, folder / f"{name}-{seed}"))
     _check_names(jobs, path)
     return Plan(
-        title=tables.get("title", path.stem),
+        title=tables.get("title", folder.resolve().name),
         metric=tables.get("metric"),
         highest=tables.get("goal", "lowest") == "highest",
         jobs=tuple(jobs),

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from snaprl.training import config as configs
 from snaprl.training import progress, provenance, runs
 from snaprl.training.errors import UserError
 from snaprl.training.plot import plot
 from snaprl.training.runs import Run
 from snaprl.training.sweeps import plan as plans
-from snaprl.training.sweeps.command import CONFIGS, SWEEP
+from snaprl.training.sweeps.command import SWEEP
 from snaprl.training.sweeps.page import (
     Block,
     Heading,
@@ -24,6 +25,7 @@ from snaprl.training.sweeps.page import (
     markdown,
 )
 from snaprl.training.sweeps.plan import Plan
+from snaprl.training.sweeps.processes import CONFIGS
 from snaprl.training.sweeps.worker import MEASURED
 
 METRICS = {  # that a table may show, the most telling first, and how they are called
@@ -42,6 +44,7 @@ METRICS = {  # that a table may show, the most telling first, and how they are c
     "loss": "training loss",
 }
 SHOWN = 3  # of these, at most
+VERSIONS = ("python", "jax", "flax")  # of what a run was made with, those that the page names
 MAX_LINES = 12  # in a figure
 
 
@@ -58,6 +61,11 @@ class Entry:
         found = (one.get(metric) for one in self.numbers)
         return [float(value) for value in found if isinstance(value, int | float)]
 
+    def made(self, name: str) -> list[str]:
+        """What `versions.json` has under a name, each of its values once."""
+        found = (provenance.read(run.folder).get(name) for run in self.members)
+        return sorted({value for value in found if value})
+
     def mean(self, metric: str) -> float:
         """Over seeds; not a number where none has it."""
         return float(np.mean(self.values(metric) or [np.nan]))
@@ -68,7 +76,7 @@ def report(folder: Path, output: Path | None = None) -> list[Path]:
 
     Args:
         folder: Of a sweep, or any folder with runs in it.
-        output: Where the page goes; by default into that folder.
+        output: The folder that the page goes to, made where it is not there; by default that one.
 
     Returns:
         The two files.
@@ -80,13 +88,16 @@ def report(folder: Path, output: Path | None = None) -> list[Path]:
     entries = _entries(folder, plan)
     output = output or folder
     title = plan.title if plan else f"Runs in {folder.name}"
-    blocks = [Heading(title, 1), *_blocks(entries, plan, output)]
     files = [output / "report.md", output / "report.html"]
     try:
+        output.mkdir(parents=True, exist_ok=True)
+        blocks = [Heading(title, 1), *_blocks(entries, plan, output)]
         files[0].write_text(markdown(blocks), encoding="utf-8")
         files[1].write_text(as_html(blocks, title), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{output} cannot be written ({error.strerror}): name another") from error
+        raise UserError(
+            f"{output} cannot be written ({error.strerror}): name another --output"
+        ) from error
     return files
 
 
@@ -148,6 +159,7 @@ def _blocks(entries: Sequence[Entry], plan: Plan | None, output: Path) -> Iterat
         yield _table(entries, metrics)
     yield Heading("How it was made")
     yield _origins(entries, plan)
+    yield from _versions(entries)
     if plan:
         yield Words(
             f"Paths are those of the sweep's folder; `snaprl sweep {SWEEP}` makes all of it."
@@ -181,14 +193,12 @@ def _rank(entry: Entry | None, plan: Plan) -> float:
 
 def _table(entries: Sequence[Entry], metrics: Sequence[str]) -> Table:
     names = ["run", "seeds", *(METRICS.get(m, m) for m in metrics)]
-    names += ["steps", "steps/s", "wall time", "parameters"]
+    names += ["steps", "steps/s", "wall time"]
     rows = []
     for entry in entries:
-        parameters = entry.values("parameters")
         row = [entry.name, str(len(entry.members)), *(_spread(entry.values(m)) for m in metrics)]
         row += [progress.number(entry.mean("step")), progress.number(entry.mean("steps_per_s"))]
-        row += [progress.duration(entry.mean("wall_s"))]
-        rows.append([*row, f"{parameters[0]:,.0f}" if parameters else ""])
+        rows.append([*row, progress.duration(entry.mean("wall_s"))])
     return Table(names, rows)
 
 
@@ -221,17 +231,41 @@ def _figure(entries: Sequence[Entry], output: Path) -> Iterator[Picture]:
 
 
 def _origins(entries: Sequence[Entry], plan: Plan | None) -> Table:
-    """With which commit and command each was made."""
+    """Of what, with how much, and with which commit and command each was made."""
     rows = []
     for entry in entries:
-        made = [provenance.read(run.folder) for run in entry.members]
-        commits = ", ".join(sorted({one.get("commit", "") for one in made} - {""}))
-        command = made[0].get("command", "")
+        commits = ", ".join(entry.made("commit"))
+        command = provenance.read(entry.members[0].folder).get("command", "")
         if plan:  # in place of that of the sweep's own process
             seed = next(job.seed for job in plan.jobs if job.name == entry.name)
             command = f"snaprl train {CONFIGS}/{entry.name}.toml --seed {seed}"
-        rows.append([entry.name, f"`{commits}`" if commits else "", f"`{command}`"])
-    return Table(["run", "commit", "command (of the first seed)"], rows)
+        row = [entry.name, _seeds(entry)]
+        row += [_range(entry.values("parameters")), _range(entry.values("step"))]
+        row += [progress.duration(sum(entry.values("wall_s")))]
+        rows.append([*row, f"`{commits}`" if commits else "", f"`{command}`"])
+    names = ["run", "seeds", "parameters", "steps of each", "wall time of all"]
+    return Table([*names, "commit", "command (of the first seed)"], rows)
+
+
+def _seeds(entry: Entry) -> str:
+    """`0, 1, 2`."""
+    files = [run.folder / "config.toml" for run in entry.members]
+    found = [configs.read_toml(file).get("seed", 0) for file in files if file.is_file()]
+    return ", ".join(map(str, sorted(found)))
+
+
+def _range(values: Sequence[float]) -> str:
+    """`91,217`, or `400,000 to 801,280`; nothing where there are none."""
+    ends = sorted({min(values, default=0), max(values, default=0)})
+    return " to ".join(f"{end:,.0f}" for end in ends) if values else ""
+
+
+def _versions(entries: Sequence[Entry]) -> Iterator[Words]:
+    """With what the runs were made, each of its versions where there were several."""
+    found = {name: sorted({v for e in entries for v in e.made(name)}) for name in VERSIONS}
+    words = [f"{name} {', '.join(versions)}" for name, versions in found.items() if versions]
+    if words:
+        yield Words(f"Made with {'; '.join(words)}.")
 
 
 def _missing(entries: Sequence[Entry], plan: Plan | None) -> list[str]:

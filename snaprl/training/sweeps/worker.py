@@ -3,7 +3,10 @@
 import argparse
 import json
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from snaprl.training.errors import UserError
 
 MEASURED = "evaluation.json"  # in a run's folder, once it is done
 STOPPED = 130  # exit code of a run that was asked to stop
+GOODBYE_S = 10.0  # in which it leaves a checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,7 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--cores", type=int, nargs="*", help="the only ones to use")
+    parser.add_argument("--pipe", type=int, help="that ends with the sweep; a byte asks to stop")
     known = parser.parse_args(arguments)
+    if known.pipe is not None:
+        threading.Thread(target=heed, args=(known.pipe,), daemon=True).start()
     if known.cores:  # before anything asks how many there are
         os.sched_setaffinity(0, known.cores)
     try:
@@ -28,6 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"snaprl: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before there was anything to save, or for the second time
+        return STOPPED
+
+
+def heed(pipe: int) -> None:
+    """Ends this process when its sweep asks it to by a byte, and at once when there is no sweep."""
+    if os.read(pipe, 1):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GOODBYE_S)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _work(path: Path, folder: Path, seed: int) -> int:

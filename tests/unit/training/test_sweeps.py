@@ -157,7 +157,8 @@ def made_up_run(folder, *, seed, rate, level, steps=1000, measured=None):
     import tomli_w
 
     (folder / "config.toml").write_text(tomli_w.dumps(tables | {"task": {"name": "copy"}}))
-    made = {"commit": "abc123", "command": "snaprl train copy"}
+    made = {"commit": "abc123", "command": "snaprl train copy", "jax": "0.9.0"}
+    made |= {"flax": "0.12.3", "python": f"3.1{seed}"}
     (folder / "versions.json").write_text(json.dumps(made))
     if measured:
         (folder / "evaluation.json").write_text(json.dumps(measured))
@@ -167,21 +168,42 @@ def test_a_report_tells_mean_spread_seeds_and_origin(tmp_path):
     for seed, level in ((0, 4), (1, 7)):
         measured = {"step": 1000, "parameters": 12345, "reference_chance.bits_per_char": 1.0}
         made_up_run(tmp_path / f"a{seed}", seed=seed, rate=0.1, level=level, measured=measured)
-    made_up_run(tmp_path / "b", seed=0, rate=0.2, level=9)
+    made_up_run(tmp_path / "b", seed=0, rate=0.2, level=9, steps=600)
     files = report(tmp_path)
     text = files[0].read_text()
     assert [f.name for f in files] == ["report.md", "report.html"]
-    first = (
-        "| learning rate 0.1 | 2 | 5.5 (4 to 7) | 0.5 (0.5 to 0.5) | 1.00k | 100 | 0:10 | 12,345 |"
-    )
+    first = "| learning rate 0.1 | 2 | 5.5 (4 to 7) | 0.5 (0.5 to 0.5) | 1.00k | 100 | 0:10 |"
     assert first in text
-    assert "| learning rate 0.2 | 1 | 9 | 0.5 | 1.00k | 100 | 0:10 |  |" in text
+    assert "| learning rate 0.2 | 1 | 9 | 0.5 | 600 | 100 | 0:06 |" in text
     assert "To compare with: chance, bits_per_char 1." in text
-    assert "| learning rate 0.1 | `abc123` | `snaprl train copy` |" in text
+    how = text.partition("## How it was made\n")[2]
+    origin = "| 12,345 | 1,000 | 0:20 | `abc123` | `snaprl train copy` |"
+    assert f"| learning rate 0.1 | 0, 1 {origin}" in how
+    assert "| learning rate 0.2 | 0 |  | 600 | 0:06 |" in how
+    assert "Made with python 3.10, 3.11; jax 0.9.0; flax 0.12.3." in how
     assert "<svg" in files[1].read_text()
     assert (tmp_path / "curves.png").is_file()
     with pytest.raises(UserError, match="there is no run with a report in"):
         report(tmp_path / "nowhere")
+
+
+IMPOSSIBLE = {
+    "a file": ("file", "File exists"),
+    "below a file": ("file/page", "Not a directory"),
+    "too long": ("x" * 300, "File name too long"),
+    "taken": ("taken", "Is a directory"),
+}
+
+
+@pytest.mark.parametrize(("name", "why"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_a_report_that_cannot_be_written_is_refused(tmp_path, name, why):
+    made_up_run(tmp_path / "runs" / "a", seed=0, rate=0.1, level=4)
+    (tmp_path / "file").touch()
+    (tmp_path / "taken" / "report.md").mkdir(parents=True)
+    with pytest.raises(UserError) as caught:
+        report(tmp_path / "runs", tmp_path / name)
+    sentence = f"{tmp_path / name} cannot be written ({why}): name another --output"
+    assert str(caught.value) == sentence
 
 
 def test_a_report_of_a_sweep_picks_the_best_of_a_grid_and_names_what_is_missing(tmp_path):

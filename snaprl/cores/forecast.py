@@ -1,0 +1,113 @@
+"""How much memory an influence will take, said before it is made."""
+
+import os
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from snaprl.cores import reach
+from snaprl.cores.cells import is_unitwise, unitwise
+from snaprl.cores.segment import influence_dtype
+from snaprl.cores.types import GradientMethod, Params, PyTree
+from snaprl.cores.unitwise import UnitwiseCell
+
+GIB = 2**30
+
+
+def check(
+    influence: PyTree,
+    streams: int,
+    *,
+    method: GradientMethod,
+    cell: nn.RNNCellBase,
+    params: Params,
+    mask: Params,
+) -> None:
+    """Raises ValueError where the influence does not fit into memory, with what would.
+
+    Args:
+      influence: its shapes.
+      streams: B.
+      method: whose it is.
+      cell: of that.
+      params: the cell's, or their shapes.
+      mask: 0/1 arrays shaped like some of them.
+    """
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(influence))
+    view = unitwise(cell) if is_unitwise(cell) else None
+    _check(size, streams, view, params, mask, _order(method))
+
+
+def check_pairs(cell: UnitwiseCell, params: Params, mask: Params, order: int | None) -> None:
+    """Raises ValueError where one stream's influence is too large, before its pattern is made."""
+    reads = reach.reads(cell, params, mask)
+    lists = reach.heard(reach.reach(reads, order), reads)
+    pattern = 2 * 2 * 4 * lists  # pairs and units, heard and told, of four bytes
+    size = pattern + _of_a_stream(cell, params, mask, order)
+    _check(size, 1, cell, params, mask, order)
+
+
+def _check(
+    size: int,
+    streams: int,
+    cell: UnitwiseCell | None,
+    params: Params,
+    mask: Params,
+    order: int | None,
+) -> None:
+    room = _memory()
+    if size <= room:
+        return
+    fits = int(room * streams // size)
+    ways = [f"{_streams(fits)} would fit" if fits else "not even one stream would fit"]
+    if cell is not None and (lower := _that_fits(cell, params, mask, order, streams, room)):
+        ways.append(lower)
+    raise ValueError(
+        f"the influence takes {size / GIB:.1f} GiB for {_streams(streams)}, of "
+        f"{room / GIB:.1f} GiB; {', and '.join(ways)}; a sparser mask takes less"
+    )
+
+
+def _that_fits(
+    cell: UnitwiseCell, params: Params, mask: Params, order: int | None, streams: int, room: int
+) -> str:
+    """The highest order below `order` that fits; '' where none does."""
+    for lower in range(min(order or 4, 4) - 1, 0, -1):
+        size = streams * _of_a_stream(cell, params, mask, lower)
+        if size <= room:
+            return f"SnAp(order={lower}) takes {size / GIB:.2g} GiB"
+    return ""
+
+
+def _of_a_stream(cell: UnitwiseCell, params: Params, mask: Params, order: int | None) -> int:
+    """Bytes of the influence of order n, None for all; what a pattern rounds up is left out."""
+    number = influence_dtype(params).itemsize
+    if order == 1:  # which keeps absent weights too
+        return cell.states * number * sum(int(np.prod(p.shape)) for p in jax.tree.leaves(params))
+    pairs = int(reach.reach(reach.reads(cell, params, mask), order).sum())
+    weights = len(cell.local)
+    for name in (*cell.inputs, *cell.recurrent):
+        kernel: Any = mask.get(name, {}).get("kernel")
+        shape = params[name]["kernel"].shape
+        weights += shape[0] if kernel is None else int(np.asarray(kernel).sum(0).max(initial=0))
+        weights += "bias" in params[name]
+    return cell.states * number * pairs * weights
+
+
+def _streams(count: int) -> str:
+    return f"{count} stream{'s' if count > 1 else ''}"
+
+
+def _order(method: Any) -> int | None:
+    """n of (4); None where there is no such number."""
+    return getattr(getattr(method, "tail", None) or method, "order", None)
+
+
+def _memory() -> int:
+    """Bytes of the device that arrays are put on."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

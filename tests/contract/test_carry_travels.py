@@ -1,0 +1,217 @@
+"""A carry goes unchanged, with its influence, wherever programs put it: files and transforms."""
+
+import pickle
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from contract import probe
+
+from snaprl.cores import UORO, CoreState, GradientMethod, OnlineRNN, SnAp
+from snaprl.cores.sparsity import fixed_fan_in
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+N, M, B, T = 5, 3, 2, 3  # units, inputs, streams, steps of a segment
+FAN_IN = {"h": {"kernel": fixed_fan_in(2)((N, N), 1)}}
+IN_64: dict[str, Any] = {
+    "features": N,
+    "param_dtype": jnp.float64,
+    "recurrent_kernel_init": nn.initializers.lecun_normal(),  # quicker to compile than flax's own
+}
+# Each kind of influence: a tree for each state variable, an array of pairs, factors and keys.
+ROWS: dict[str, tuple[nn.RNNCellBase, GradientMethod, Any]] = {
+    "snap1": (nn.LSTMCell(**IN_64), SnAp(order=1), None),
+    "snap2-fan-in": (nn.SimpleCell(**IN_64), SnAp(order=2), FAN_IN),
+    "uoro": (nn.SimpleCell(**IN_64), UORO(), None),
+}
+METHOD = pytest.mark.parametrize("method", ROWS)
+
+
+class Segment(NamedTuple):
+    xs: Any  # [T, B, M]
+    weights: Any  # [T, B, N]  dL/dys: the loss is linear
+
+
+class Outcome(NamedTuple):
+    carry: CoreState  # after the segment
+    ys: Any
+    params: Any  # gradients
+    xs: Any
+
+
+class Story(NamedTuple):
+    """A stream that has seen a segment, and what the next ones give."""
+
+    rnn: OnlineRNN
+    variables: Any
+    carry: CoreState
+    run: Callable  # (variables, carry, segment) -> Outcome
+    segments: list[Segment]
+    outcomes: list[Outcome]  # of the segments, one after the other
+
+
+def learner(rnn: Any, wrap: Callable = lambda loss: loss) -> Callable:
+    """`(variables, carry, segment) -> Outcome`, not compiled."""
+
+    def run(variables: Any, carry: CoreState, segment: Segment) -> Outcome:
+        @wrap
+        def loss(params: Any, xs: Any) -> Any:
+            after, ys = rnn.apply(variables | {"params": params}, carry, xs)
+            return jnp.vdot(segment.weights, ys), (after, ys)
+
+        gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
+        grads, (after, ys) = gradient(variables["params"], segment.xs)
+        return Outcome(after, ys, *grads)
+
+    return run
+
+
+@lru_cache
+def story(method: str) -> Story:
+    cell, kind, mask = ROWS[method]
+    rnn = OnlineRNN(cell, kind, mask=mask)
+    rng = np.random.default_rng(95)
+    before, *segments = (
+        Segment(*(rng.normal(size=(T, B, size)) for size in (M, N))) for _ in range(3)
+    )
+    fresh = rnn.initialize_carry(jax.random.key(0), (B, M))
+    variables = jax.jit(rnn.init)(jax.random.key(1), fresh, before.xs)
+    run = jax.jit(learner(rnn))
+    start = run(variables, fresh, before).carry
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(start))
+    outcomes, carry = [], start
+    for segment in segments:
+        outcomes.append(run(variables, carry, segment))
+        carry = outcomes[-1].carry
+    return Story(rnn, variables, start, run, segments, outcomes)
+
+
+def together(trees: list[Any]) -> Any:
+    """Several trees as one, with an axis in front."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+# ---- files -----------------------------------------------------------------------------------
+
+
+@METHOD
+def test_pickle_keeps_a_carry(method):
+    told = story(method)
+    kept = pickle.loads(pickle.dumps(told.carry))
+    assert isinstance(kept, CoreState)
+    probe.assert_close(told.run(told.variables, kept, told.segments[0]), told.outcomes[0], 0.0)
+
+
+@METHOD
+def test_orbax_keeps_a_carry(method, tmp_path):
+    told = story(method)
+    arrays = jax.tree.map(np.asarray, told.carry)
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(1, args=ocp.args.StandardSave(arrays))
+        manager.wait_until_finished()
+        kept = manager.restore(
+            1, args=ocp.args.StandardRestore(jax.tree.map(np.empty_like, arrays))
+        )
+    assert isinstance(kept, CoreState)
+    probe.assert_close(told.run(told.variables, kept, told.segments[0]), told.outcomes[0], 0.0)
+
+
+# ---- jax's transforms ------------------------------------------------------------------------
+
+
+@METHOD
+def test_a_carry_may_be_donated(method):
+    """All of it: the program writes the next carry where this one was."""
+    told = story(method)
+    given = jax.tree.map(jnp.copy, told.carry)
+    run = jax.jit(learner(told.rnn), donate_argnums=1)
+    probe.assert_close(run(told.variables, given, told.segments[0]), told.outcomes[0], 0.0)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
+
+
+@METHOD
+def test_a_scan_over_segments_is_a_loop(method):
+    told, run = story(method), learner(story(method).rnn)
+
+    def body(carry: CoreState, segment: Segment) -> tuple[CoreState, Outcome]:
+        outcome = run(told.variables, carry, segment)
+        return outcome.carry, outcome
+
+    end, outcomes = jax.lax.scan(body, told.carry, together(told.segments))
+    probe.assert_close(outcomes, together(told.outcomes))
+    probe.assert_close(end, told.outcomes[-1].carry)
+
+
+@METHOD
+def test_a_rematerialised_loss_has_the_same_gradient(method):
+    told = story(method)
+    run = jax.jit(learner(told.rnn, jax.checkpoint))
+    found = run(told.variables, told.carry, told.segments[0])
+    probe.assert_close(found, told.outcomes[0])
+
+
+@METHOD
+def test_vmap_over_sets_of_streams_is_a_loop(method):
+    """Both at another place of their streams: no number is that of the other set."""
+    told = story(method)
+    run = jax.jit(jax.vmap(learner(told.rnn), in_axes=(None, 0, 0)))
+    carries = together([told.carry, told.outcomes[0].carry])
+    found = run(told.variables, carries, together(told.segments))
+    probe.assert_close(found, together(told.outcomes))
+
+
+# ---- flax's transforms -----------------------------------------------------------------------
+
+
+class Reader(nn.Module):
+    """A module around the layer."""
+
+    method: str
+
+    def setup(self):
+        cell, kind, mask = ROWS[self.method]
+        self.rnn = OnlineRNN(cell.clone(), kind, mask=mask)
+
+    def __call__(self, carry: CoreState, xs: jax.Array) -> tuple[CoreState, jax.Array]:
+        return self.rnn(carry, xs)
+
+
+def below(variables: Any) -> Any:
+    """The variables of a `Reader`, from those of its layer."""
+    return {kind: {"rnn": tree} for kind, tree in variables.items()}
+
+
+@METHOD
+def test_a_lifted_scan_over_segments_is_a_loop(method):
+    """The gradient of the whole is the sum over segments; `init` makes one set of parameters."""
+    told = story(method)
+    lifted = nn.scan(
+        Reader, variable_broadcast=("params", "sparsity"), split_rngs={"params": False}
+    )
+    rnn: Any = lifted(method)
+    all_of_it = together(told.segments)
+    made = jax.eval_shape(rnn.init, jax.random.key(1), told.carry, all_of_it.xs)
+    assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, below(told.variables))
+    found = jax.jit(learner(rnn))(below(told.variables), told.carry, all_of_it)
+    expected = together(told.outcomes)
+    probe.assert_close(found.carry, told.outcomes[-1].carry)
+    probe.assert_close((found.ys, found.xs), (expected.ys, expected.xs))
+    gradient = jax.tree.map(lambda g: g.sum(0), expected.params)
+    probe.assert_close(found.params["rnn"], gradient)
+
+
+@METHOD
+@pytest.mark.parametrize("lift", [nn.jit, pytest.param(nn.remat, marks=pytest.mark.slow)])
+def test_a_lifted_layer_is_the_layer(lift, method):
+    told = story(method)
+    rnn: Any = lift(Reader)(method)
+    found = jax.jit(learner(rnn))(below(told.variables), told.carry, told.segments[0])
+    expected = told.outcomes[0]
+    probe.assert_close(found, expected._replace(params={"rnn": expected.params}))
