@@ -91,6 +91,8 @@ def plain(units: int, steps: int, streams: int) -> Callable[[], Any]:
 def segment(rounds: int, steps: int = 128) -> Iterator[str]:
     """SnAp-1 by segment."""
     sizes = [(n, b) for n in (64, 128, 256, 512, 1024) for b in (1, 4, 16, 64, 256)]
+    peak = _matmul_rate(rounds)
+    yield f"one product of 2048 x 2048 matrices: {peak / 1e9:.0f} GFLOP/s, the peak below"
     yield f"segment, T = {steps}: SnAp-1 / faster of BPTT() and nn.RNN (10 % to 90 %)"
     small = []
     for units, streams in sizes:
@@ -116,9 +118,21 @@ def segment(rounds: int, steps: int = 128) -> Iterator[str]:
         yield (
             f"  N {units:4d}  B {streams:3d}  snap1 {np.median(seconds['snap1']) * 1e3:8.2f} ms"
             f"  ratio {np.median(ratio):.2f} ({low:.2f} to {high:.2f})"
-            f"  to nn.RNN {against:.2f}  {rate / 1e9:.0f} GFLOP/s"
+            f"  to nn.RNN {against:.2f}  {rate / 1e9:.0f} GFLOP/s, {rate / peak:.0%}"
         )
     yield f"  N <= 128, B <= 16: median ratio {np.median(small):.2f}"
+
+
+def _matmul_rate(rounds: int) -> float:
+    """Operations per second of one large matrix product."""
+    size = 2048
+    square = jnp.ones((size, size))
+    product = jax.jit(lambda x: x @ x)
+    return (
+        2
+        * size**3
+        / float(np.median(race({"product": lambda: product(square)}, rounds)["product"]))
+    )
 
 
 def step(rounds: int) -> Iterator[str]:
@@ -219,8 +233,10 @@ def compiling(rounds: int) -> Iterator[str]:
     yield "compile: seconds to the first gradient, GRU-128, T = 128, B = 4"
     mask = sparsity.mask(nn.GRUCell(128), INPUTS, sparsity.fixed_fan_in(8))
     methods = [SnAp(0), SnAp(1), BPTT(), BPTT(tail=SnAp()), BPTT(pieces=8), RFLO(), EProp()]
-    methods += [UORO(), KFRTRL(), OKRTRL(rank=2), Frozen()]
-    cases = [(method, None) for method in methods] + [(SnAp(2), mask), (SnAp(3), mask)]
+    methods += [UORO(), KFRTRL(), OKRTRL(rank=2), Frozen(), RTRL()]
+    methods += [BPTT(tail=tail) for tail in (RFLO(), UORO(), KFRTRL(), RTRL())]
+    cases: list[Any] = [(method, None) for method in methods]
+    cases += [(method, mask) for method in (SnAp(2), SnAp(3), RTRL(), BPTT(tail=SnAp(2)))]
     jax.config.update("jax_enable_compilation_cache", False)
     for method, chosen in cases:
         start = time.perf_counter()

@@ -1,6 +1,7 @@
 """Recurrent cores, and how gradients travel through time."""
 
 from snaprl.cores.bptt import BPTT
+from snaprl.cores.feedback import FeedbackDense
 from snaprl.cores.frozen import Frozen
 from snaprl.cores.kronecker import KFRTRL, OKRTRL
 from snaprl.cores.masks import Mask
@@ -20,6 +21,7 @@ from snaprl.cores.rewire import rewire
 from snaprl.cores.rflo import RFLO, EProp
 from snaprl.cores.rtrl import RTRL
 from snaprl.cores.snap import SnAp
+from snaprl.cores.stack import OnlineStack, StackedCell
 from snaprl.cores.types import CoreState, GradientMethod, Sparsity
 from snaprl.cores.uoro import UORO
 
@@ -33,6 +35,7 @@ __all__ = [
     "CoreState",
     "ELSTMCell",
     "EProp",
+    "FeedbackDense",
     "Frozen",
     "GradientMethod",
     "IndRNNCell",
@@ -41,11 +44,13 @@ __all__ = [
     "LayerNormLSTMCell",
     "Mask",
     "OnlineRNN",
+    "OnlineStack",
     "RTUCell",
     "SnAp",
     "SparseGRUCell",
     "SparseLSTMCell",
     "SparseSimpleCell",
     "Sparsity",
+    "StackedCell",
     "rewire",
 ]

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from snaprl.cores import BPTT, RTRL, Frozen, OnlineRNN, SnAp, SparseGRUCell
+from snaprl.cores import (
+    BPTT,
+    RTRL,
+    Frozen,
+    OnlineRNN,
+    SnAp,
+    SparseGRUCell,
+    forecast,
+    reach,
+)
 
 T, B, M, N = 4, 2, 3, 5
 
@@ -247,5 +256,27 @@ def test_an_order_that_is_none(order):
 def test_an_influence_that_does_not_fit_into_memory():
     """Said before anything is allocated, with what would fit."""
     rnn = OnlineRNN(nn.GRUCell(1024), RTRL())
-    with pytest.raises(ValueError, match=r"takes \d+\.\d GiB for 64 streams, of .* a lower order"):
+    wanted = (
+        r"takes \d+\.\d GiB for 64 streams, of .* would fit, and SnAp\(order=1\) takes 1\.1 GiB"
+    )
+    with pytest.raises(ValueError, match=wanted):
         rnn.initialize_carry(jax.random.key(0), (64, 512))
+
+
+def test_a_pattern_that_would_not_fit_is_not_made(monkeypatch):
+    """On 4 units that read one other each, by 2 inputs: order 3 holds three pairs for each unit."""
+    ring = np.roll(np.eye(4, dtype=int), 1, axis=0)
+    rnn = OnlineRNN(nn.SimpleCell(4), SnAp(3), mask={"h": {"kernel": ring}})
+    made = []
+    monkeypatch.setattr(reach, "pattern", lambda *args: made.append(args))
+    numbers = 4 * 3 * (2 + 1 + 1)  # pairs, times inputs, bias and the one recurrent weight
+    lists = 4 * (0 + 1 + 1)  # of the pairs that a pair hears of: its own hears of none
+    monkeypatch.setattr(forecast, "_memory", lambda: 4 * numbers + 16 * lists - 1)
+    wanted = r"for 1 stream, of .* not even one stream would fit, and SnAp\(order=2\) takes"
+    with pytest.raises(ValueError, match=wanted):
+        rnn.initialize_carry(jax.random.key(0), (1, 2))
+    assert not made
+    monkeypatch.setattr(forecast, "_memory", lambda: 4 * numbers + 16 * lists)
+    with pytest.raises(AttributeError):  # of a pattern that is None
+        rnn.initialize_carry(jax.random.key(0), (1, 2))
+    assert made

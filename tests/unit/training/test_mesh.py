@@ -12,7 +12,7 @@ import pytest
 
 # Devices are counted before jax starts: what follows runs in processes of its own.
 SETTING = """
-import json, sys
+import dataclasses, json, sys
 import jax, jax.numpy as jnp, numpy as np, optax
 import flax.linen as nn
 from gymnasium import spaces
@@ -25,6 +25,8 @@ T, M = 4, 5
 box, actions = spaces.Box(-1, 1, (M,), np.float32), spaces.Discrete(3)
 net = NetworkConfig(features=16, method=SnAp(order=1), last_action=False, last_reward=False)
 agent = make_agent(box, actions, net, ActorCriticLoss())
+pairs = dataclasses.replace(net, method=SnAp(order=2), fan_in=4)
+sparse = make_agent(box, actions, pairs, ActorCriticLoss())
 
 def segment(streams, number):
     rng = np.random.default_rng(number)
@@ -40,7 +42,7 @@ def segment(streams, number):
 """
 
 PROGRAM = """
-def run(devices, streams, parameters=False, **promise):
+def run(devices, streams, parameters=False, agent=agent, **promise):
     mesh = spread(devices, streams, parameters=parameters)
     learner = mesh.learner(make_learner(agent.loss, optax.adam(1e-2), **promise))
     key = jax.random.key(0)
@@ -65,6 +67,7 @@ found = {"same": [run(d, 8, whole_bank=True) for d in (1, 8)],
          "in order": [run(d, 8, in_order=True) for d in (1, 8)],
          "any order": [run(d, 8) for d in (1, 8)],
          "parted": [run(d, 8, True, in_order=True) for d in (1, 8)],
+         "sparse": [run(d, 8, agent=sparse, whole_bank=True) for d in (1, 8)],
          "scaled": {d: run(d, 4 * d, in_order=True) for d in (2, 4, 8)}}
 print(json.dumps(found))
 """
@@ -111,7 +114,7 @@ def found() -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("kind", ["same", "in order", "any order", "parted"])
+@pytest.mark.parametrize("kind", ["same", "in order", "any order", "parted", "sparse"])
 def test_eight_devices_compute_what_one_computes(found, kind):
     one, eight = found[kind]
     assert one["losses"] == pytest.approx(eight["losses"], rel=1e-4)
