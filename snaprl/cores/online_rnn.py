@@ -180,7 +180,8 @@ class OnlineRNN(nn.Module):
         fixed = self._sparsity(params, x)
         if self.mask is None:
             return params, fixed
-        if self.is_initializing() and not self.has_variable("sparsity", "cell"):
+        free = self.is_mutable_collection("sparsity")  # not where a lifted scan leaves it out
+        if self.is_initializing() and free and not self.has_variable("sparsity", "cell"):
             # not `self.variable`, which would not share the name with the submodule: so the masks
             # lie beside the parameters, under the same names
             self.put_variable("sparsity", "cell", fixed.mask)

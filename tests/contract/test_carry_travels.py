@@ -32,6 +32,11 @@ ROWS: dict[str, tuple[nn.RNNCellBase, GradientMethod, Any]] = {
     "uoro": (nn.SimpleCell(**IN_64), UORO(), None),
 }
 METHOD = pytest.mark.parametrize("method", ROWS)
+# Where the carry stays in its program, one kind stands for the others in the fast suite.
+FEWER = pytest.mark.parametrize(
+    "method",
+    [pytest.param(name, marks=() if name == "snap1" else pytest.mark.slow) for name in ROWS],
+)
 
 
 class Segment(NamedTuple):
@@ -149,7 +154,7 @@ def test_a_scan_over_segments_is_a_loop(method):
     probe.assert_close(end, told.outcomes[-1].carry)
 
 
-@METHOD
+@FEWER
 def test_a_rematerialised_loss_has_the_same_gradient(method):
     told = story(method)
     run = jax.jit(learner(told.rnn, jax.checkpoint))
@@ -207,7 +212,20 @@ def test_a_lifted_scan_over_segments_is_a_loop(method):
     probe.assert_close(found.params["rnn"], gradient)
 
 
-@METHOD
+def test_a_lifted_scan_that_knows_of_parameters_alone_takes_the_masks_of_the_module():
+    told = story("snap2-fan-in")
+    lifted = nn.scan(Reader, variable_broadcast="params", split_rngs={"params": False})
+    rnn: Any = lifted("snap2-fan-in")
+    all_of_it = together(told.segments)
+    made = jax.eval_shape(rnn.init, jax.random.key(1), told.carry, all_of_it.xs)
+    assert list(made) == ["params"]
+    found = jax.jit(rnn.apply)(
+        {"params": below(told.variables)["params"]}, told.carry, all_of_it.xs
+    )
+    probe.assert_close(found, (told.outcomes[-1].carry, together(told.outcomes).ys))
+
+
+@FEWER
 @pytest.mark.parametrize("lift", [nn.jit, pytest.param(nn.remat, marks=pytest.mark.slow)])
 def test_a_lifted_layer_is_the_layer(lift, method):
     told = story(method)
