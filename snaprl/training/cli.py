@@ -183,8 +183,6 @@ def _report(known: argparse.Namespace, rest: list[str]) -> None:
     del rest
     from snaprl.training.sweeps.report import report
 
-    if known.output:
-        known.output.mkdir(parents=True, exist_ok=True)
     for file in report(known.folder, known.output):
         print(file)
 

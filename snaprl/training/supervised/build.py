@@ -1,10 +1,11 @@
 """From a supervised config to what it describes: task, model, learner, loop."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from snaprl.training import parts
@@ -119,7 +120,7 @@ def optimizer(
     gradient noise improves learning for very deep networks" (arXiv 1511.06807).
 
     Raises:
-      UserError: the optimiser does not take one of the arguments.
+      UserError: the optimiser does not take one of the arguments, or not such a value.
     """
     make: Any = getattr(optax, config.name)
     kwargs: dict[str, Any] = dict(config.kwargs)
@@ -134,5 +135,17 @@ def optimizer(
     if config.gradient_noise:
         variance = config.gradient_noise**2
         chain.append(optax.add_noise(variance, config.gradient_noise_decay, seed))
-    chain.append(make(learning_rate(config, updates), **kwargs))
-    return optax.chain(*chain)
+    try:
+        chain.append(make(learning_rate(config, updates), **kwargs))
+        rule = optax.chain(*chain)
+        jax.eval_shape(_tried(rule), {"w": jnp.zeros((2, 2))})
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"optimizer.kwargs: optax.{config.name} takes no {kwargs}: {error}"
+        ) from error
+    return rule
+
+
+def _tried(rule: optax.GradientTransformation) -> Callable[[Any], Any]:
+    """One update: some arguments fail there only."""
+    return lambda params: rule.update(params, rule.init(params), params)[0]

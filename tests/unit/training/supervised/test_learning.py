@@ -12,7 +12,7 @@ import pytest
 from unit.training.supervised.pieces import drawn, made
 
 from snaprl.cores import BPTT, RTRL, UORO, SnAp
-from snaprl.training import meters
+from snaprl.training import meters, parts
 from snaprl.training.errors import UserError
 from snaprl.training.learner import make_learner
 from snaprl.training.supervised import loop as loops
@@ -286,7 +286,7 @@ def test_noise_is_added_to_the_clipped_gradient_and_falls():
     np.testing.assert_allclose(spread, [0.5 / np.sqrt(k) for k in (1, 2, 3, 4)], rtol=0.1)
 
 
-@pytest.mark.parametrize("name", ["adam", "sgd", "rmsprop", "lion", "adamw"])
+@pytest.mark.parametrize("name", parts.OPTIMIZERS)
 def test_optimisers_are_optaxs_own(name):
     config = SupervisedOptimizerConfig(name=name, learning_rate=0.1, max_grad_norm=1e9)
     rule, plain = optimizer(config, 5, 0), getattr(optax, name)(0.1)
@@ -309,6 +309,10 @@ def test_arguments_of_an_optimiser_reach_it():
     wrong = dataclasses.replace(config, kwargs={"momentun": 0.5})
     with pytest.raises(UserError, match="optax.sgd takes no 'momentun', but .*momentum"):
         optimizer(wrong, 5, 0)
+    for name, kwargs in (("sgd", {"momentum": "fast"}), ("adam", {"b1": "x"})):
+        wrong = dataclasses.replace(config, name=name, kwargs=kwargs)
+        with pytest.raises(UserError, match=f"^optimizer.kwargs: optax.{name} takes no "):
+            optimizer(wrong, 5, 0)
 
 
 def test_the_mask_comes_from_the_seed():
