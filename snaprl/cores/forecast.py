@@ -63,10 +63,10 @@ def _check(
     fits = int(room * streams // size)
     ways = [f"{_streams(fits)} would fit" if fits else "not even one stream would fit"]
     if cell is not None and (lower := _that_fits(cell, params, mask, order, streams, room)):
-        ways.append(lower)
+        ways.append(f"{lower}, as a sparser mask may take less")
     raise ValueError(
         f"the influence takes {size / GIB:.1f} GiB for {_streams(streams)}, of "
-        f"{room / GIB:.1f} GiB; {', and '.join(ways)}; a sparser mask takes less"
+        f"{room / GIB:.1f} GiB; {', and '.join(ways)}"
     )
 
 
@@ -77,7 +77,7 @@ def _that_fits(
     for lower in range(min(order or 4, 4) - 1, 0, -1):
         size = streams * _of_a_stream(cell, params, mask, lower)
         if size <= room:
-            return f"SnAp(order={lower}) takes {size / GIB:.2g} GiB"
+            return f"SnAp(order={lower}) takes {size / GIB:.3g} GiB"
     return ""
 
 

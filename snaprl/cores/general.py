@@ -123,8 +123,8 @@ def pattern(
             "anew"
         )
     # past the last column is no parameter: nothing is read or written there
-    spare = {"pad_width": (0, room - len(row))}
-    row, column = np.pad(row, **spare), np.pad(column, **spare, constant_values=len(theta))
+    spare = (0, room - len(row))
+    row, column = np.pad(row, spare), np.pad(column, spare, constant_values=len(theta))
     return Entries(row.astype(np.int32), column.astype(np.int32))
 
 

@@ -171,18 +171,16 @@ def _keep_best(source: Array, units: Array, key: Array) -> tuple[Array, Array]:
       key: consumed.
     """
     # sum_i source_i (x) units_i = sum_i values_i left_i (x) right_i, both sides orthonormal
-    factors, basis = _orthonormal(units)
-    spare = max(0, len(units) - source.shape[-1])  # R + 1 values, however narrow the source is
-    core = jnp.pad(factors.T @ source, ((0, 0), (0, spare)))
-    turned, values, left = jnp.linalg.svd(core, full_matrices=False)
+    (factors, basis), (others, other_basis) = _orthonormal(units), _orthonormal(source)
+    turned, values, left = jnp.linalg.svd(factors.T @ others)  # small, whatever the rows are
     mixing = _unbiased_root(values, key)  # [R + 1, R]
-    return mixing.T @ left[:, : source.shape[-1]], mixing.T @ turned.T @ basis
+    return mixing.T @ left @ other_basis, mixing.T @ turned.T @ basis
 
 
 def _orthonormal(rows: Array) -> tuple[Array, Array]:
     """`rows = factors @ basis`, with a basis of orthonormal rows, by Gram and Schmidt, twice.
 
-    LAPACK's routines are for one large matrix; these are many, and a few rows each.
+    LAPACK's QR takes longer: these are many, and a few long rows each.
     """
     n = len(rows)
 

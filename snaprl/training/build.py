@@ -118,11 +118,6 @@ def _check_actors(config: Config) -> None:
             f"training.devices = {t.devices} is for environments on the host: it needs "
             "training.loop = 'host', or other actors.engine than 'local'"
         )
-    if t.shard_parameters and t.devices == 1:
-        raise UserError(
-            "training.shard_parameters shares parameters out over devices, and training.devices "
-            "is 1: ask for more, or for 0, which takes all"
-        )
     if t.loop == "device" and a.engine != "local":
         raise UserError(
             f"training.loop = 'device' has no actors: actors.engine = '{a.engine}' needs 'host' or "

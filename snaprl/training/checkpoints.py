@@ -23,6 +23,7 @@ PyTree = Any
 _WRITER = ThreadPoolExecutor(1, "checkpoints")
 DIGESTS = "digests.json"  # of a checkpoint's files, written when they are all there
 FORMAT = 4  # of what a checkpoint holds; the first had an array for each leaf
+READABLE = (3, FORMAT)  # of 3 are runs without actors alike
 Packed = dict[str, np.ndarray]  # by the name of their type, all leaves of that type end to end
 
 
@@ -276,7 +277,7 @@ def _checksum(packed: Packed) -> int:
 
 def _compare(meta: dict[str, Any], like: PyTree, place: os.PathLike) -> None:
     """Raises UserError, with the first difference, unless `meta` is of leaves like these."""
-    if meta.get("format") != FORMAT:
+    if meta.get("format") not in READABLE:
         raise UserError(f"{place} was written by another version of snaprl: go on with that one")
     found, wanted = meta["leaves"], _leaves(like)
     for name in sorted(found.keys() | wanted.keys()):

@@ -115,4 +115,4 @@ def make_loop(config: Config, built: Built) -> Loop:
 def shapes(loop: Loop) -> PyTree:
     """What a loop's state is made of, to restore one; arrays, where only a start tells."""
     key = jax.random.key(0)
-    return loop.init(key) if isinstance(loop, ActorLoop) else jax.eval_shape(loop.init, key)
+    return loop.shapes(key) if isinstance(loop, ActorLoop) else jax.eval_shape(loop.init, key)

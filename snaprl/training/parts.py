@@ -40,18 +40,9 @@ _NUMBERED = {"snap": r"0|[1-9]\d*", "ok_rtrl": r"[1-9]\d*"}  # its order, its ra
 _TAIL = r"snap[1-9]\d*|rtrl|rflo|eprop"
 OPTIMIZERS = (  # of optax, by its names: those that take a schedule and need no more than gradients
     *("adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamaxw", "adamw"),
-    *(
-        "adan",
-        "amsgrad",
-        "fromage",
-        "lamb",
-        "lars",
-        "lion",
-        "nadam",
-        "nadamw",
-    ),
-    *("novograd", "optimistic_adam_v2", "optimistic_gradient_descent", "radam", "rmsprop", "sgd"),
-    *("sign_sgd", "signum", "yogi"),
+    *("adan", "amsgrad", "fromage", "lamb", "lars", "lion", "nadam", "nadamw", "novograd"),
+    *("optimistic_adam_v2", "optimistic_gradient_descent", "radam", "rmsprop", "sgd", "sign_sgd"),
+    *("signum", "yogi"),
 )
 METHODS = ("snap1", "ok_rtrl4", *_PLAIN, "bptt+snap1", "bptt+rtrl")  # any order: snap2, ...
 

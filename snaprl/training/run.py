@@ -112,7 +112,7 @@ class Run:
                     report |= meters.report(chunk, knows_success=loop.knows_success)
                     report |= meters.density(state.learner.variables)
                     report["steps_per_s"] = count * built.steps_per_update / (now_s - start_s)
-                    if step >= evaluation_due:
+                    if step >= evaluation_due and not failure:
                         report |= self._evaluated(state, step, lambda: bool(stop))
                         evaluation_due = _next(self._evaluated_at, self.config.evaluation.every)
                     sink.write(report)

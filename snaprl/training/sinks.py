@@ -199,7 +199,14 @@ class WandbSink:
 
     def close(self) -> None:
         """Ends the run there; where that takes long, says how the rest gets there later."""
-        ending = threading.Thread(target=self._run.finish, daemon=True)
+
+        def end() -> None:
+            try:
+                self._run.finish()
+            except Exception as error:
+                print(f"snaprl: wandb did not end well: {error}", file=sys.stderr)
+
+        ending = threading.Thread(target=end, daemon=True)
         ending.start()
         begin_s = time.monotonic()
         while ending.is_alive():

@@ -58,7 +58,7 @@ class ActorLoop:
         per_update: int,
         window: int,
         put: Callable[[PyTree], PyTree] = jax.device_put,
-        keep: Callable[[LearnerState], LearnerState] = lambda state: state,
+        keep: Callable[[LearnerState], LearnerState] = jax.device_put,
     ):
         """Compiles nothing yet.
 
@@ -95,14 +95,24 @@ class ActorLoop:
     def init(self, key: Array) -> ActorLoopState:
         """Starts parameters, streams and actors; `key` is consumed."""
         key, agent_key, state_key = jax.random.split(key, 3)
-        variables = self._agent.init(agent_key, self._streams)
-        learner = self._learner.init(variables, self._agent.initial_state(state_key, self._streams))
+        learner = self._fresh(agent_key, state_key)
         key = self._start(key)
         return ActorLoopState(self._keep(learner), self._engine.snapshot(), key, _none())
 
+    def shapes(self, key: Array) -> ActorLoopState:
+        """What its state is made of, to restore one; actors that play on their own stay alone."""
+        if not self._engine.ahead:
+            return self.init(key)
+        learner = jax.eval_shape(self._fresh, key, key)
+        return ActorLoopState(learner, self._engine.snapshot(), key, _none())
+
+    def _fresh(self, agent_key: Array, state_key: Array) -> LearnerState:
+        variables = self._agent.init(agent_key, self._streams)
+        return self._learner.init(variables, self._agent.initial_state(state_key, self._streams))
+
     def restore(self, state: ActorLoopState) -> ActorLoopState:
         """Puts the actors where `state` left them; where that cannot be, their episodes restart."""
-        learner = self._keep(jax.tree.map(jnp.asarray, state.learner))
+        learner = self._keep(state.learner)
         key = self._start(state.key)
         self._engine.restore(state.actors)
         if self.exact:
@@ -118,10 +128,11 @@ class ActorLoop:
     ) -> tuple[ActorLoopState, Chunk]:
         """Makes `updates` updates, or fewer where `stop` says so; `state` is consumed.
 
-        Where actors that play on their own fail for good, what was learnt before comes back.
+        Where actors fail for good, what was learnt before comes back with the failure.
 
         Raises:
-          UserError: the engine is exact, and an actor failed in the middle of something.
+          UserError: they failed, and the run has to go on exactly: no state between two
+            updates would do.
         """
         learner, engine, history, failure = state.learner, self._engine, [], None
         totals, watched = np.zeros(len(EPISODES)), []

@@ -24,6 +24,8 @@ PyTree = Any
 REACH_S = 5.0  # in which a cluster that is there answers
 # Ray ends this process, checkpoint or not, when its head has been silent for 60 s: we end before
 ASK_S, LOST_S = 3.0, 30.0  # how often the head is asked, and how long it may be silent
+END_S = 10.0  # in which a cluster that is there lets go of its actors
+OWN = {"CPU", "memory", "object_store_memory"}  # resources that Ray knows by other ways
 # A cluster of this machine alone talks to no other: no usage reports, and loopback only.
 PRIVATE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -110,7 +112,7 @@ class RayEngine:
           spread: put actors on as many machines as there are; else where there is room first.
 
         Raises:
-          UserError: Ray is not installed.
+          UserError: Ray is not installed, or a resource is one of its own.
         """
         if not address:
             os.environ.update(PRIVATE)  # read when Ray is imported
@@ -126,6 +128,11 @@ class RayEngine:
         self._played, self._variables = Layout(played), Layout(variables)
         self._pack = jax.jit(self._variables.pack)
         self._address, self._spread = address, spread
+        for name in OWN & (resources or {}).keys():
+            raise UserError(
+                f"actors.ray_resources.{name} is one of Ray's own, which actors cannot be given "
+                "so: leave it out; cores are actors.ray_cpus"
+            )
         self._needs = {"CPU": cpus, **(resources or {})}  # of an actor
         self._seed = np.random.SeedSequence(0)
         self._handles: list[Any] = []
@@ -214,17 +221,16 @@ class RayEngine:
 
         def end() -> None:
             for handle in handles:
-                self._ray.kill(handle)
+                with contextlib.suppress(Exception):
+                    self._ray.kill(handle)
             if ours:
-                self._ray.shutdown()
+                with contextlib.suppress(Exception):
+                    self._ray.shutdown()
 
-        if self._head is None or not self._head.lost:
-            end()
-            return
-        # actors end with their cluster; nobody may be there to tell them
+        # where the head is lost nobody may be there to tell; actors end with their cluster
         ending = threading.Thread(target=end, daemon=True)
         ending.start()
-        ending.join(REACH_S)
+        ending.join(END_S)
 
     def _connect(self) -> None:
         if self._ray.is_initialized():
@@ -246,7 +252,10 @@ class RayEngine:
             where = self._address or "this machine"
             raise UserError(f"no Ray cluster could be reached at {where}: {error}") from error
         self._started_here = True
-        self._head = _Head(self._ray.get_runtime_context().gcs_address)
+        # of a client, Ray tells the address that it has on the inside
+        client = self._address.startswith("ray://")
+        inside = self._ray.get_runtime_context().gcs_address
+        self._head = _Head(self._address if client else inside)
         for name, have in self._lacking(self._count).items():
             each = self._needs[name]
             key, unit = f"actors.ray_resources.{name}", f"of '{name}'"
@@ -267,9 +276,12 @@ class RayEngine:
         }
 
     def _remote(self) -> Any:
-        cpus = self._needs["CPU"]
-        options = {"num_cpus": cpus, "runtime_env": {"env_vars": ENVIRONMENT}}
-        options["resources"] = {k: v for k, v in self._needs.items() if k != "CPU"}
+        own: dict[str, Any] = {
+            "num_cpus": self._needs["CPU"],
+            "num_gpus": self._needs.get("GPU", 0),
+        }
+        options = own | {"runtime_env": {"env_vars": ENVIRONMENT}}
+        options["resources"] = {k: v for k, v in self._needs.items() if k not in ("CPU", "GPU")}
         options["scheduling_strategy"] = "SPREAD" if self._spread else "DEFAULT"
         remote = self._ray.remote(_Remote).options(**options)
         return remote.remote(self._make, self._played, self._variables)
@@ -326,8 +338,8 @@ class _Head:
     def __init__(self, address: str):
         """Known to be there."""
         self._address = address
-        self._asked_s = self._heard_s = time.monotonic()
-        self.lost = False
+        self._asked_s = time.monotonic()
+        self._silent_since_s: float | None = None
 
     def check(self) -> None:
         """Raises UserError where it has been silent for long."""
@@ -338,14 +350,15 @@ class _Head:
         try:
             _knock(self._address, 1.0)
         except OSError as error:
-            if now_s - self._heard_s > LOST_S:
-                self.lost = True
+            if self._silent_since_s is None:
+                self._silent_since_s = now_s
+            elif now_s - self._silent_since_s > LOST_S:
                 raise UserError(
                     f"the head of the Ray cluster, {self._address}, has not answered for "
                     f"{LOST_S:.0f} s ({error})"
                 ) from error
         else:
-            self._heard_s = now_s
+            self._silent_since_s = None
 
 
 def _knock(address: str, timeout_s: float) -> None:

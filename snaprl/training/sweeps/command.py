@@ -86,6 +86,8 @@ def alone(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"another sweep works in {folder}: let it end, or sweep into another --folder"
             ) from None
+        except OSError as error:  # a file system without locks
+            raise _unwritable(folder, error) from None
         yield
 
 

@@ -66,12 +66,14 @@ class Workers:
         command += ["--run-dir", str(job.folder), "--seed", str(job.seed)]
         command += ["--pipe", str(self._theirs)]
         command += ["--cores", *map(str, mine)] if mine else []
-        job.folder.mkdir(parents=True, exist_ok=True)
         try:
+            job.folder.mkdir(parents=True, exist_ok=True)
             with (job.folder / LOG).open("a", encoding="utf-8") as log:
                 code = subprocess.run(
                     command, stdout=log, stderr=log, check=False, pass_fds=[self._theirs]
                 ).returncode
+        except OSError as error:
+            return f"failed, {job.folder} cannot be written ({error.strerror or error})", False
         finally:
             self._cores.put(mine)
         if code == STOPPED:

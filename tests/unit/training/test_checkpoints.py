@@ -288,6 +288,8 @@ def test_what_cannot_be_written_is_said(tmp_path):
     checkpoints.close()
 
 
+# what orbax leaves behind of a read that failed half-way
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_checkpoint_is_read_while_others_are_written_and_dropped(tmp_path):
     """Whoever looks at a run that goes on finds one, and none that is called damaged."""
     writer, done = Checkpoints(tmp_path / "c", keep=1), threading.Event()
@@ -302,7 +304,7 @@ def test_a_checkpoint_is_read_while_others_are_written_and_dropped(tmp_path):
     writing = threading.Thread(target=write)
     writing.start()
     try:
-        while not writer.steps():
+        while not writer.steps() and writing.is_alive():
             time.sleep(0.01)
         found = []
         for _ in range(12):
@@ -311,7 +313,7 @@ def test_a_checkpoint_is_read_while_others_are_written_and_dropped(tmp_path):
             reader.close()
             found.append(restored.step)
             assert bits(restored.state) == bits(state(restored.step, width=300))
-            assert not [step for step in restored.damaged if step in writer.steps()]
+            assert restored.damaged == ()
     finally:
         done.set()
         writing.join()

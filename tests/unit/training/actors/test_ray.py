@@ -107,6 +107,12 @@ def test_resources_that_no_machine_has_are_one_sentence():
         engine.close()
 
 
+def test_what_is_rays_own_is_one_sentence():
+    positional, named = arguments({}, 2)
+    with pytest.raises(UserError, match=r"actors.ray_resources.memory is one of Ray's own"):
+        RayEngine(*positional, **named, resources={"memory": 1.0})
+
+
 def test_a_head_that_falls_silent_is_one_sentence_in_time(monkeypatch):
     """Ray itself would end this process after a minute."""
     monkeypatch.setattr(on_ray, "ASK_S", 0.0)
@@ -114,8 +120,8 @@ def test_a_head_that_falls_silent_is_one_sentence_in_time(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         head = on_ray._Head(f"127.0.0.1:{server.getsockname()[1]}")
         head.check()
+    time.sleep(0.3)  # of silence that nobody has listened to
     head.check()  # it may come back
     time.sleep(0.3)
     with pytest.raises(UserError, match=r"head of the Ray cluster, 127\.0\.0\.1:\d+, has not"):
         head.check()
-    assert head.lost
