@@ -63,7 +63,7 @@ def _check(
     fits = int(room * streams // size)
     ways = [f"{_streams(fits)} would fit" if fits else "not even one stream would fit"]
     if cell is not None and (lower := _that_fits(cell, params, mask, order, streams, room)):
-        ways.append(f"{lower}, as a sparser mask may take less")
+        ways.append(f"{lower}; a sparser mask may take less")
     raise ValueError(
         f"the influence takes {size / GIB:.1f} GiB for {_streams(streams)}, of "
         f"{room / GIB:.1f} GiB; {', and '.join(ways)}"

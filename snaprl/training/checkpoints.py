@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import time
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ PyTree = Any
 # one for all folders: two threads that save at once can make orbax wait for ever
 _WRITER = ThreadPoolExecutor(1, "checkpoints")
 DIGESTS = "digests.json"  # of a checkpoint's files, written when they are all there
+AGAIN_S = 0.2  # a folder that is listed while it changes may lack what is new
 FORMAT = 4  # of what a checkpoint holds; the first had an array for each leaf
 READABLE = (3, FORMAT)  # of 3 are runs without actors alike
 Packed = dict[str, np.ndarray]  # by the name of their type, all leaves of that type end to end
@@ -143,9 +145,11 @@ class Checkpoints:
                 raise
             except Exception:  # a damaged file fails in as many ways as it has bytes
                 damaged.append(step)
+                time.sleep(AGAIN_S)
                 there = self.steps()
                 if there and there[-1] > last:  # a run goes on; this one may be one it dropped
-                    steps, damaged, last = there, [], there[-1]
+                    steps, last = there, there[-1]
+                damaged = [step for step in damaged if step in there and step not in steps]
                 continue
             return Restored(step, _unpack(packed, like), tuple(damaged))
         if damaged:

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -288,35 +287,39 @@ def test_what_cannot_be_written_is_said(tmp_path):
     checkpoints.close()
 
 
+WRITER = """
+import sys, pathlib
+from unit.training.test_checkpoints import Checkpoints, state
+checkpoints, step = Checkpoints(pathlib.Path(sys.argv[1]), keep=1), 0
+while True:
+    step += 1
+    checkpoints.save(step, state(step, width=300))
+"""
+
+
 # what orbax leaves behind of a read that failed half-way
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_checkpoint_is_read_while_others_are_written_and_dropped(tmp_path):
     """Whoever looks at a run that goes on finds one, and none that is called damaged."""
-    writer, done = Checkpoints(tmp_path / "c", keep=1), threading.Event()
-
-    def write() -> None:
-        step = 0
-        while not done.is_set():
-            step += 1
-            writer.save(step, state(step, width=300))
-        writer.close()
-
-    writing = threading.Thread(target=write)
-    writing.start()
-    try:
-        while not writer.steps() and writing.is_alive():
-            time.sleep(0.01)
-        found = []
-        for _ in range(12):
-            reader = Checkpoints(tmp_path / "c", keep=1)
-            restored = reader.restore(state(width=300))
-            reader.close()
-            found.append(restored.step)
-            assert bits(restored.state) == bits(state(restored.step, width=300))
-            assert restored.damaged == ()
-    finally:
-        done.set()
-        writing.join()
+    tests = str(Path(__file__).parents[2])
+    path = os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path / "c")], env=os.environ | {"PYTHONPATH": path}
+    ) as writer:
+        try:
+            while not Checkpoints(tmp_path / "c").steps() and writer.poll() is None:
+                time.sleep(0.05)
+            found = []
+            for _ in range(12):
+                reader = Checkpoints(tmp_path / "c", keep=1)
+                restored = reader.restore(state(width=300))
+                reader.close()
+                found.append(restored.step)
+                assert bits(restored.state) == bits(state(restored.step, width=300))
+                assert restored.damaged == ()
+            assert writer.poll() is None
+        finally:
+            writer.kill()
     assert found[0] < found[-1]
 
 
