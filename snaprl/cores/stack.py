@@ -22,7 +22,7 @@ from snaprl.cores.types import Array, CoreState, GradientMethod, PyTree
 
 
 class OnlineStack(nn.Module):
-    """Several `OnlineRNN`s: each reads the outputs of the one below it.
+    """A stack of `OnlineRNN`: each layer reads the outputs of the one below it.
 
     Example:
       >>> stack = OnlineStack((nn.GRUCell(32), nn.GRUCell(16)))
