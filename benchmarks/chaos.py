@@ -2,6 +2,7 @@
 
 python benchmarks/chaos.py RUN                          3 minutes of tmaze_processes
 python benchmarks/chaos.py RUN --engine ray             the same on Ray
+python benchmarks/chaos.py RUN --engine ray --steps 600000     and on, until it learnt from so many
 python benchmarks/chaos.py RUN --minutes 1 --every 2 -- --env.kwargs.length 20
 """
 
@@ -60,12 +61,18 @@ def shared_bytes() -> int:
     return 1024 * int(rows["Shmem"].split()[0])
 
 
+def reports(metrics: Path) -> list[dict]:
+    """What the run has said up to now; a line that is being written does not count yet."""
+    return [json.loads(line) for line in metrics.read_text().split("\n")[:-1]]
+
+
 def main() -> None:
     """Runs it."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--engine", choices=["processes", "ray"], default="processes")
     parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--steps", type=int, default=0, help="that there must be before the end")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two kills")
     parser.add_argument("flags", nargs="*", help="of snaprl train tmaze_ENGINE, after --")
     given = parser.parse_args()
@@ -75,10 +82,12 @@ def main() -> None:
     shared = [shared_bytes()]
     with subprocess.Popen(command, start_new_session=True) as process:
         metrics, kills, handles = given.run / "metrics.jsonl", 0, []
-        while not metrics.exists() or not metrics.read_text():
+        while not metrics.exists() or not reports(metrics):
             time.sleep(0.2)
         until_s = time.monotonic() + 60 * given.minutes
-        while time.monotonic() < until_s and process.poll() is None:
+        while process.poll() is None:
+            if time.monotonic() > until_s and reports(metrics)[-1]["step"] >= given.steps:
+                break
             time.sleep(given.every)
             actors = actors_of(process.pid, given.engine)
             if actors:
@@ -93,8 +102,7 @@ def main() -> None:
         ended_s = time.monotonic() - begin_s
     time.sleep(1.0)
     shared.append(shared_bytes())
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    last = rows[-1]
+    last = reports(metrics)[-1]
     told = {name: last.get(name) for name in ("step", "success", "restarts", "steps_per_s")}
     print(
         json.dumps(

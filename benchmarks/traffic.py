@@ -14,6 +14,7 @@ import psutil
 from gymnasium import spaces
 
 from snaprl.agents import ActorCriticLoss, Agent, NetworkConfig, make_agent
+from snaprl.cores import sparsity
 from snaprl.envs import make_vec
 from snaprl.training.actors import Actor, played_like
 from snaprl.training.actors.layout import Layout
@@ -27,9 +28,11 @@ OBSERVATIONS = {
 }
 
 
-def agent(units: int, method: str, observed: spaces.Space, fan_in: int = 0) -> Agent:
+def agent(
+    units: int, method: str, observed: spaces.Space, pattern: sparsity.Pattern | None = None
+) -> Agent:
     """An agent with a GRU, and two actions."""
-    network = NetworkConfig(features=units, method=make_method(method), fan_in=fan_in)
+    network = NetworkConfig(features=units, method=make_method(method), pattern=pattern)
     return make_agent(observed, spaces.Discrete(2), network, ActorCriticLoss())
 
 
@@ -81,7 +84,8 @@ def lines() -> Iterator[str]:
     yield "| GRU-256, as many weights a unit | kept of a stream, snap1 | snap2 | snap3 |"
     yield "|---|---|---|---|"
     for fan_in in (4, 16):
-        orders = [agent(256, f"snap{n}", observed, fan_in) for n in (1, 2, 3)]
+        pattern = sparsity.fixed_fan_in(fan_in, diagonal=True)
+        orders = [agent(256, f"snap{n}", observed, pattern) for n in (1, 2, 3)]
         yield f"| {fan_in} | " + " | ".join(told(kept(one, 1)) for one in orders) + " |"
     yield ""
     yield (

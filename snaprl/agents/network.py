@@ -22,7 +22,8 @@ class NetworkConfig:
       cell: a flax cell class, such as `flax.linen.GRUCell`.
       features: its units.
       method: how its gradient travels through time.
-      fan_in: how many units each unit reads, drawn once and shared by the gates; 0 for all.
+      pattern: of the recurrent weights, drawn once; None for all of them.
+      shared: whether the gates share what is drawn.
       encoder: widths of the hidden layers between observation and core.
       last_action: whether the core reads the last action.
       last_reward: whether the core reads the last reward.
@@ -34,7 +35,8 @@ class NetworkConfig:
     cell: Callable[..., nn.RNNCellBase] = nn.GRUCell
     features: int = 64
     method: GradientMethod = SnAp(order=1)
-    fan_in: int = 0
+    pattern: sparsity.Pattern | None = None
+    shared: bool = True
     encoder: tuple[int, ...] = ()
     last_action: bool = True
     last_reward: bool = True
@@ -45,8 +47,8 @@ class NetworkConfig:
         """The recurrent core."""
         cell = self.cell(self.features, param_dtype=self.dtype)
         mask = None
-        if self.fan_in:
-            mask = sparsity.mask(cell, 1, sparsity.fixed_fan_in(self.fan_in, diagonal=True))
+        if self.pattern is not None:
+            mask = sparsity.mask(cell, 1, self.pattern, shared=self.shared)
         return OnlineRNN(cell, self.method, mask)
 
     def observed(

@@ -26,6 +26,7 @@ from snaprl.training.host_envs import HostEnvs
 from snaprl.training.learner import Learner, make_learner
 from snaprl.training.optimizers import optimizer
 from snaprl.training.schema import Config, ImpalaConfig, PPOConfig
+from snaprl.training.updates import per_report
 
 Array = Any
 
@@ -96,7 +97,7 @@ def build(config: Config) -> Built:
         pure=envs.auto_reset(pure) if pure else None,
         observation_space=spaces.observation_space,
         updates=updates,
-        updates_per_report=max(1, min(updates, t.report_every // (streams * t.unroll))),
+        updates_per_report=per_report(updates, streams * t.unroll, t.report_every),
         steps_per_update=streams * t.unroll,
     )
 
@@ -197,19 +198,35 @@ def make_engine(config: Config, built: Built) -> actors.Engine:
 
 
 def network(config: Config) -> NetworkConfig:
-    """The network that a config describes."""
+    """The network that a config describes.
+
+    Raises:
+      UserError: the pattern of recurrent weights is not known, or does not fit the core.
+    """
     a = config.agent
-    return NetworkConfig(
+    try:
+        pattern, told = parts.sparsity_of(a)
+    except UserError as error:
+        raise UserError(f"agent: {error}") from error
+    net = NetworkConfig(
         cell=parts.cell_class(a.cell),
         features=a.features,
         method=parts.make_method(a.method),
-        fan_in=a.fan_in,
+        pattern=pattern,
+        shared=a.sparsity.shared,
         encoder=a.encoder,
         last_action=a.last_action,
         last_reward=a.last_reward,
         memory=a.memory,
         dtype=jnp.dtype(a.dtype),
     )
+    if pattern is None:
+        return net
+    try:
+        net.core()
+    except (TypeError, ValueError, ImportError) as error:
+        raise UserError(f"agent.{told}: {error}") from error
+    return net
 
 
 def loss(config: Config) -> Loss:

@@ -84,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("sweep", metavar="SWEEP", help="a TOML file, or a name in configs/paper/")
     sweep.add_argument("--folder", type=Path, help="where its runs go (runs/SWEEP)")
     sweep.add_argument("--jobs", type=int, help="how many run side by side (one per core)")
+    sweep.add_argument("--ray-address", default="", help="a Ray cluster that runs them instead")
+    sweep.add_argument("--ray-cpus", type=float, default=1, help="cores that Ray keeps for each")
 
     report = add("report", _report, "write a page on the runs in a folder, as Markdown and HTML")
     report.add_argument("folder", type=Path, metavar="FOLDER")
@@ -171,7 +173,12 @@ def _sweep(known: argparse.Namespace, rest: list[str]) -> int:
         raise UserError(f"--jobs is {known.jobs}: give 1 or more")
     path = plan.find(known.sweep)
     folder = known.folder or Path("runs") / path.stem
-    done = command.sweep(path, folder, known.jobs or command.cores())
+    if known.jobs is not None and known.ray_address:
+        raise UserError("--jobs is for this machine; on Ray --ray-cpus says how much a run takes")
+    if known.ray_cpus <= 0:
+        raise UserError(f"--ray-cpus is {known.ray_cpus}: give more than 0")
+    jobs = known.jobs or command.cores()
+    done = command.sweep(path, folder, jobs, known.ray_address, known.ray_cpus)
     from snaprl.training.sweeps.report import report
 
     for file in report(folder):

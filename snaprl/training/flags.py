@@ -3,8 +3,8 @@
 import contextlib
 import dataclasses
 import tomllib
-from collections.abc import Sequence
-from typing import TypeVar, get_args
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar, get_args
 
 import tyro
 
@@ -22,8 +22,8 @@ def override(
 ) -> AConfig:
     """Replaces values of `config` by what the command line says.
 
-    Each key is a flag: `--training.unroll 1`. Arguments of the environment or task that the
-    config names are flags of their type; others are taken in and read as TOML reads a value.
+    Each key is a flag: `--training.unroll 1`. Arguments that the config's tables `kwargs` name
+    are flags of their type; others are taken in and read as TOML reads a value.
 
     Args:
         config: The values that stay where no flag names them.
@@ -45,8 +45,8 @@ def override(
         registry=_registry(),
     )
     if unknown:
-        prefix = _kwargs_of(config)[0]
-        flags = [*typed.keys(type(config)), *(prefix + key for key in _kwargs_of(config)[1])]
+        arguments_of = [f"{key}.{name}" for key, held in _arguments(config) for name in held]
+        flags = [*typed.keys(type(config)), *arguments_of]
         _refuse(unknown[0], [*map(_flag, flags), *ALIASES, *known_flags])
     return config
 
@@ -65,39 +65,44 @@ def _flag(key: str) -> str:
     return "--" + key.lstrip("-").replace("_", "-")
 
 
-def _kwargs_of(config: Config | SupervisedConfig) -> tuple[str, dict[str, Scalar]]:
-    """What flags of the environment's or the task's arguments begin with, and those arguments."""
-    if isinstance(config, SupervisedConfig):
-        return "--task.kwargs.", config.task.kwargs
-    return "--env.kwargs.", config.env.kwargs
+def _arguments(config: Any, prefix: str = "") -> Iterator[tuple[str, dict[str, Scalar]]]:
+    """The tables that hold arguments of what is named beside them, by their keys."""
+    for field in dataclasses.fields(config):
+        value, key = getattr(config, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            yield from _arguments(value, f"{key}.")
+        elif field.name == "kwargs":
+            yield key, value
 
 
-def _with_kwargs(config: AConfig, kwargs: dict[str, Scalar]) -> AConfig:
-    if isinstance(config, SupervisedConfig):
-        task = dataclasses.replace(config.task, kwargs=kwargs)
-        return dataclasses.replace(config, task=task)
-    return dataclasses.replace(config, env=dataclasses.replace(config.env, kwargs=kwargs))
+def _replaced(config: Any, key: str, value: object) -> Any:
+    """`config` with another value at a dotted key."""
+    name, _, rest = key.partition(".")
+    if rest:
+        value = _replaced(getattr(config, name), rest, value)
+    return dataclasses.replace(config, **{name: value})
 
 
 def _take_new_kwargs(config: AConfig, arguments: list[str]) -> tuple[AConfig, list[str]]:
-    """Moves arguments of environment or task that the config lacks from the flags to the config."""
-    prefix, kwargs = _kwargs_of(config)
-    kwargs = dict(kwargs)
-    known = {_flag(key) for key in kwargs}
+    """Moves arguments that the config's tables `kwargs` lack from the flags to the config."""
+    tables = {_flag(key): (key, dict(held)) for key, held in _arguments(config)}
+    known = {f"{flag}.{_flag(name)[2:]}" for flag, (_, held) in tables.items() for name in held}
     rest: list[str] = []
     waiting = iter(arguments)
     for argument in waiting:
         name, equals, text = argument.partition("=")
-        key = name.removeprefix(prefix)
-        if key in (name, "") or _flag(key) in known:
+        table, _, key = name.rpartition(".")
+        if _flag(table) not in tables or not key or _flag(name) in known:
             rest.append(argument)
             continue
         if not equals:
             text = next(waiting, "--")
         if not equals and text.startswith("--"):
             raise UserError(f"{name} has no value: give it one by {name} VALUE")
-        kwargs[key.replace("-", "_")] = _scalar(text)
-    return _with_kwargs(config, kwargs), rest
+        tables[_flag(table)][1][key.replace("-", "_")] = _scalar(text)
+    for key, held in tables.values():
+        config = _replaced(config, key, held)
+    return config, rest
 
 
 def _scalar(text: str) -> Scalar:

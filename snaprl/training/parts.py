@@ -1,18 +1,22 @@
 """Names in config files and what they stand for: the one place where a string picks code."""
 
 import importlib
+import inspect
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from snaprl.training.errors import UserError, suggest
 
 if TYPE_CHECKING:  # names are checked before anything heavy is imported
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import gymnasium
     from flax import linen as nn
 
     from snaprl.cores import GradientMethod
+    from snaprl.cores.sparsity import Pattern
+    from snaprl.training.schema import AgentConfig
+    from snaprl.training.supervised.schema import ModelConfig
 
 CELLS = {  # name -> module, cell
     "simple": ("flax.linen", "SimpleCell"),
@@ -43,6 +47,9 @@ OPTIMIZERS = (  # of optax, by its names: those that take a schedule and need no
     *("adan", "amsgrad", "fromage", "lamb", "lars", "lion", "nadam", "nadamw", "novograd"),
     *("optimistic_adam_v2", "optimistic_gradient_descent", "radam", "rmsprop", "sgd", "sign_sgd"),
     *("signum", "yogi"),
+)
+PATTERNS = (  # of snaprl.cores.sparsity, and none
+    *("dense", "fixed_fan_in", "uniform", "block", "n_of_m", "watts_strogatz", "barabasi_albert"),
 )
 METHODS = ("snap1", "ok_rtrl4", *_PLAIN, "bptt+snap1", "bptt+rtrl")  # any order: snap2, ...
 
@@ -127,6 +134,66 @@ def check_optimizer(name: str) -> None:
     """
     if name not in OPTIMIZERS:
         raise UserError(f"there is no optimiser '{name}': {suggest(name, OPTIMIZERS)}")
+
+
+def check_pattern(name: str) -> None:
+    """Refuses a pattern of recurrent weights that is not known.
+
+    Raises:
+        UserError: The sentence names the nearest known one, or all of them.
+    """
+    if name not in PATTERNS:
+        raise UserError(f"there is no pattern '{name}': {suggest(name, PATTERNS)}")
+
+
+def make_pattern(name: str, kwargs: "Mapping[str, Any]") -> "Pattern | None":
+    """The pattern of recurrent weights of that name; each unit reads itself unless told not to.
+
+    Args:
+        name: one of `PATTERNS`.
+        kwargs: its arguments, as in `snaprl.cores.sparsity`; `diagonal` is true by default.
+
+    Returns:
+        The pattern; None for "dense".
+
+    Raises:
+        UserError: There is no such pattern, or it does not take one of the arguments, or not such
+            a value.
+    """
+    check_pattern(name)
+    if name == "dense":
+        if kwargs:
+            raise UserError(f"sparsity.kwargs: 'dense' takes none, not {', '.join(kwargs)}")
+        return None
+    from snaprl.cores import sparsity
+
+    make = getattr(sparsity, name)
+    known = inspect.signature(make).parameters
+    given = {"diagonal": True, **kwargs}
+    for key in given:
+        if key not in known:
+            raise UserError(f"sparsity.kwargs: {name} takes no '{key}', but {', '.join(known)}")
+    for key, one in known.items():
+        if key not in given and one.default is one.empty:
+            raise UserError(f"sparsity.kwargs: {name} needs '{key}'")
+    try:
+        return make(**given)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"sparsity.kwargs: {name}: {error}") from error
+
+
+def sparsity_of(core: "AgentConfig | ModelConfig") -> "tuple[Pattern | None, str]":
+    """The pattern of a core's recurrent weights, and what the config calls it.
+
+    Raises:
+        UserError: The config has two, or one that is not known.
+    """
+    named = core.sparsity
+    if not core.fan_in:
+        return make_pattern(named.name, named.kwargs), f"sparsity '{named.name}' {named.kwargs}"
+    if named.name != "dense":
+        raise UserError(f"fan_in {core.fan_in} and sparsity '{named.name}': give one of them")
+    return make_pattern("fixed_fan_in", {"fan_in": core.fan_in}), f"fan_in {core.fan_in}"
 
 
 def make_method(text: str) -> "GradientMethod":

@@ -33,6 +33,20 @@ class EnvConfig:
 
 
 @dataclass(frozen=True)
+class SparsityConfig:
+    """Which recurrent weights of the core there are."""
+
+    # dense, fixed_fan_in, uniform, block, n_of_m, watts_strogatz or barabasi_albert
+    name: Annotated[str, Named(parts.check_pattern)] = "dense"
+    # its arguments: a flag ending in sparsity.kwargs.KEY sets one, whether listed here or not
+    kwargs: Annotated[dict[str, Scalar], tyro.conf.arg(metavar="[KEY VALUE ...]")] = field(
+        default_factory=dict
+    )
+    # the gates share one pattern
+    shared: bool = True
+
+
+@dataclass(frozen=True)
 class AgentConfig:
     """The network, and how its core learns through time."""
 
@@ -46,6 +60,8 @@ class AgentConfig:
     method: Annotated[str, Named(parts.check_method), tyro.conf.arg(aliases=["--method"])] = "snap1"
     # units that a unit reads, drawn once at random and shared by the gates; 0 for all
     fan_in: Annotated[int, Within(0)] = 0
+    # any other pattern of recurrent weights
+    sparsity: SparsityConfig = SparsityConfig()
     # widths of the hidden layers between the observation and the core
     encoder: tuple[Count, ...] = ()
     # the core sees the last action
@@ -163,7 +179,7 @@ class TrainingConfig:
     shard_parameters: bool = False
     # where environments run: with the learner on the device, or as gymnasium's on the host
     loop: Literal["auto", "device", "host"] = "auto"
-    # environment steps between two reports
+    # environment steps between two reports, about: the last one is not to be shorter
     report_every: Count = 100_000
     # environment steps between two checkpoints
     checkpoint_every: Count = 500_000

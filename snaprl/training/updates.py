@@ -42,6 +42,18 @@ def make_updates(
     return jax.lax.fori_loop(0, updates, body, (state, history))
 
 
+def per_report(updates: int, steps: int, report_every: int) -> int:
+    """How many updates a report tells of: all of nearly as many, so that the last one counts too.
+
+    Args:
+      updates: of the whole training.
+      steps: of an update.
+      report_every: steps between two reports, about which it will be.
+    """
+    reports = max(1, round(updates * steps / report_every))
+    return -(-updates // reports)
+
+
 class Stoppable:
     """Makes updates for a moment at a time, and asks in between whether it is to stop."""
 

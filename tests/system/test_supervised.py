@@ -232,6 +232,14 @@ REFUSED = {
         "model.features 99999, model.method snap1: the influence takes .* GiB for .* stream.*",
     ),
     "rates": ("--optimizer.rates.core", "0.5", "unknown flag --optimizer.rates.core.*"),
+    "pattern": (
+        *("--model.sparsity.name", "unifrom"),
+        "'model.sparsity.name': there is no pattern 'unifrom': did you mean 'uniform'.*",
+    ),
+    "pattern of nothing": (
+        *("--model.sparsity.kwargs.density", "0.5"),
+        "model: sparsity.kwargs: 'dense' takes none, not density",
+    ),
     "fan-in": ("--model.fan-in", "9", "model.fan_in 9, input_fan_in 0: fan_in is 9, but .*"),
 }
 

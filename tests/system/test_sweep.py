@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 
-from snaprl.training import cli, loops, sinks
+from snaprl.training import cli, cluster, loops, sinks
 from snaprl.training.sweeps import command
 
 SWEEP = """
@@ -283,3 +285,61 @@ def test_a_sweep_that_was_interrupted_ends_like_one_that_was_not(snaprl, begin, 
     assert snaprl("sweep", tmp_path / "s.toml", "--folder", folder)[0] == 0
     assert {short.stat().st_mtime_ns} == written_ns  # done is done
     assert told(folder) == told(straight)
+
+
+@pytest.fixture
+def cluster_here(tmp_path, monkeypatch) -> Iterator[str]:
+    """The address of a Ray cluster of this machine alone, with room for two runs."""
+    (tmp_path / "ray_bootstrap_config.yaml").write_text("{}")  # or Ray asks the network
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ray = cluster.imported("", "this test", "")  # settles that it is on the loopback address
+    try:
+        cluster.join(ray, "", "address", "")
+        yield ray.get_runtime_context().gcs_address
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.slow  # a cluster starts, and four runs
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is an extra")
+def test_a_sweep_on_ray(begin, cluster_here, tmp_path):
+    (tmp_path / "base.toml").write_text(BASE)
+    (tmp_path / "s.toml").write_text(SWEEP + "optimizer = { name = 'sgd', learning_rate = 3e38 }\n")
+    (tmp_path / "long.toml").write_text(LONG)
+    words = ["-m", "snaprl.training.cli", "sweep", "--ray-address", cluster_here]
+    assert cluster_here.startswith("127.0.0.1:")
+    assert begin(*words, tmp_path / "s.toml", "--folder", tmp_path / "a").wait(120) == 1
+    rows = sinks.read_rows(tmp_path / "a" / "frozen-0" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [200, 400]
+    assert "Not there yet: bptt, seed 0" in (tmp_path / "a" / "report.md").read_text()
+
+    # interrupted, its runs leave a checkpoint, and nobody works on
+    folder = tmp_path / "b"
+    sweep = begin(*words, tmp_path / "long.toml", "--folder", folder)
+    metrics = folder / "long-0" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 3, 120)
+    os.kill(sweep.pid, signal.SIGINT)
+    assert sweep.wait(40) == 130
+    at_work = [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if str(folder) in " ".join(p.info["cmdline"] or ())
+    ]
+    assert not at_work
+    assert list((folder / "long-0" / "checkpoints").iterdir())
+    assert sinks.read_rows(metrics)[-1]["step"] < 12_000
+
+
+def test_a_cluster_that_is_not_there_is_said_before_anything_runs(snaprl, tmp_path):
+    (tmp_path / "base.toml").write_text(BASE)
+    (tmp_path / "s.toml").write_text(SWEEP)
+    words = ("sweep", tmp_path / "s.toml", "--folder", tmp_path / "runs")
+    code, out, err = snaprl(*words, "--ray-address", "127.0.0.1:1")
+    assert (code, out) == (2, "")
+    assert re.match(
+        r"snaprl: no Ray cluster answers at --ray-address = '127\.0\.0\.1:1' .*: start one there, "
+        r"or leave it out to use the cores of this machine\n$",
+        err,
+    )
+    code, _, err = snaprl(*words, "--ray-address", "127.0.0.1:1", "--jobs", "2")
+    assert (code, err[:32]) == (2, "snaprl: --jobs is for this machi")

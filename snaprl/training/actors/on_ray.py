@@ -1,19 +1,15 @@
 """Actors on a Ray cluster, or on one that starts on this machine."""
 
 import contextlib
-import logging
-import os
-import signal
-import socket
 import threading
 import time
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from snaprl.training import cluster
 from snaprl.training.actors.engine import MakeActor, Message
 from snaprl.training.actors.layout import Layout
 from snaprl.training.actors.processes import ENVIRONMENT, STARTUP_S
@@ -21,17 +17,8 @@ from snaprl.training.actors.supervisor import Supervisor
 from snaprl.training.errors import UserError
 
 PyTree = Any
-REACH_S = 5.0  # in which a cluster that is there answers
-# Ray ends this process, checkpoint or not, when its head has been silent for 60 s: we end before
-ASK_S, LOST_S = 3.0, 30.0  # how often the head is asked, and how long it may be silent
 END_S = 10.0  # in which a cluster that is there lets go of its actors
 OWN = {"CPU", "memory", "object_store_memory"}  # resources that Ray knows by other ways
-# A cluster of this machine alone talks to no other: no usage reports, and loopback only.
-PRIVATE = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
-}
 
 
 class _Remote:
@@ -114,15 +101,8 @@ class RayEngine:
         Raises:
           UserError: Ray is not installed, or a resource is one of its own.
         """
-        if not address:
-            os.environ.update(PRIVATE)  # read when Ray is imported
-        try:
-            import ray
-        except ModuleNotFoundError as error:
-            raise UserError(
-                "actors.engine = 'ray' needs Ray: pip install 'snaprl[ray]', or use 'processes'"
-            ) from error
-        self._ray: Any = ray
+        ray = cluster.imported(address, "actors.engine = 'ray'", "use 'processes'")
+        self._ray = ray
         self._make, self._count, self._ahead = make, actors, ahead
         self._patience_s, self._supervisor = patience_s, supervisor
         self._played, self._variables = Layout(played), Layout(variables)
@@ -142,7 +122,7 @@ class RayEngine:
         self._parameters: Any = None
         self._version = 0
         self._started_here = False
-        self._head: _Head | None = None
+        self._head: cluster.Head | None = None
 
     def start(self, seed: int) -> None:
         """Reaches the cluster; actors start when a segment is asked for.
@@ -159,7 +139,7 @@ class RayEngine:
         try:
             self._parameters, self._version = self._ray.put(packed), version
         except self._ray.exceptions.RayError as error:
-            raise UserError(f"Ray's store takes no parameters ({_why(error)})") from error
+            raise UserError(f"Ray's store takes no parameters ({cluster.why(error)})") from error
 
     def receive(self, timeout_s: float) -> Message | None:
         """The next segment of any actor.
@@ -184,7 +164,7 @@ class RayEngine:
         try:
             buffer = self._ray.get(ready[0], timeout=self._patience_s)
         except self._ray.exceptions.RayError as error:
-            self._replace(order.actor, f"failed ({_why(error)})")
+            self._replace(order.actor, f"failed ({cluster.why(error)})")
             return None
         played = self._played.views(buffer)
         life = order.life
@@ -235,27 +215,9 @@ class RayEngine:
     def _connect(self) -> None:
         if self._ray.is_initialized():
             return
-        options = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if self._address:
-            _check_reachable(self._address)
-            options |= {"address": self._address}
-        else:
-            options |= {
-                "address": "local",
-                "include_dashboard": False,
-                "_node_ip_address": "127.0.0.1",
-            }
-        try:
-            with _quiet(), _signals_kept():
-                self._ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            where = self._address or "this machine"
-            raise UserError(f"no Ray cluster could be reached at {where}: {error}") from error
+        way_out = "leave the address out to start one on this machine"
+        self._head = cluster.join(self._ray, self._address, "actors.ray_address", way_out)
         self._started_here = True
-        # of a client, Ray tells the address that it has on the inside
-        client = self._address.startswith("ray://")
-        inside = self._ray.get_runtime_context().gcs_address
-        self._head = _Head(self._address if client else inside)
         for name, have in self._lacking(self._count).items():
             each = self._needs[name]
             key, unit = f"actors.ray_resources.{name}", f"of '{name}'"
@@ -330,80 +292,3 @@ class RayEngine:
         else:
             self._handles[actor], self._spare = self._spare, self._remote()
         self._begin(actor)
-
-
-class _Head:
-    """The machine that a cluster cannot be without."""
-
-    def __init__(self, address: str):
-        """Known to be there."""
-        self._address = address
-        self._asked_s = time.monotonic()
-        self._silent_since_s: float | None = None
-
-    def check(self) -> None:
-        """Raises UserError where it has been silent for long."""
-        now_s = time.monotonic()
-        if now_s < self._asked_s + ASK_S:
-            return
-        self._asked_s = now_s
-        try:
-            _knock(self._address, 1.0)
-        except OSError as error:
-            if self._silent_since_s is None:
-                self._silent_since_s = now_s
-            elif now_s - self._silent_since_s > LOST_S:
-                raise UserError(
-                    f"the head of the Ray cluster, {self._address}, has not answered for "
-                    f"{LOST_S:.0f} s ({error})"
-                ) from error
-        else:
-            self._silent_since_s = None
-
-
-def _knock(address: str, timeout_s: float) -> None:
-    """Raises OSError where nobody answers."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdigit():  # not `auto`, which looks for a cluster in Ray's own ways
-        socket.create_connection((host, int(port)), timeout=timeout_s).close()
-
-
-def _check_reachable(address: str) -> None:
-    """Raises UserError where nobody answers: Ray itself would ask for minutes."""
-    try:
-        _knock(address, REACH_S)
-    except OSError as error:
-        raise UserError(
-            f"no Ray cluster answers at actors.ray_address = '{address}' ({error}): start one "
-            "there, or leave the address out to start one on this machine"
-        ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps back what is said to everyone who starts Ray after jax."""
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        # Ray forks to start other programs, not to go on in the copy
-        warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-        yield
-
-
-@contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself; a run that is asked to end wants to leave a checkpoint."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):  # not in the main thread: nothing was taken
-            signal.signal(signal.SIGTERM, before)
-
-
-def _why(error: Exception) -> str:
-    """The last line of what went wrong, which names it."""
-    cause = getattr(error, "cause", None)
-    if cause is not None:
-        return f"{type(cause).__name__}: {cause}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

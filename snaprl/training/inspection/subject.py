@@ -112,6 +112,7 @@ def of_run(folder: Path, *, steps: int, streams: int, seed: int) -> Subject:
         named = ["task.name", "model.cell"]
     words = [runs.label(settings, named), f"{core.features} units"]
     words += [f"fan-in {core.fan_in}"] if core.fan_in else []
+    words += [core.sparsity.name] if core.sparsity.name != "dense" else []
     return Subject(", ".join(words), cell, params, mask, xs, resets)
 
 

@@ -18,6 +18,7 @@ from snaprl.training.supervised.model import SequenceModel
 from snaprl.training.supervised.registry import make_task
 from snaprl.training.supervised.schema import SupervisedConfig, SupervisedOptimizerConfig
 from snaprl.training.supervised.types import Task
+from snaprl.training.updates import per_report
 
 
 class SupervisedBuilt(NamedTuple):
@@ -60,7 +61,7 @@ def build(config: SupervisedConfig) -> SupervisedBuilt:
             make_loss(model), optimizer(config.optimizer, updates, config.seed), whole_bank=True
         ),
         updates=updates,
-        updates_per_report=max(1, min(updates, t.report_every // steps_per_update)),
+        updates_per_report=per_report(updates, steps_per_update, t.report_every),
         steps_per_update=steps_per_update,
     )
 
@@ -72,6 +73,10 @@ def make_model(config: SupervisedConfig, task: Task) -> SequenceModel:
       UserError: the sentence says which keys do not go together.
     """
     m = config.model
+    try:
+        pattern, told = parts.sparsity_of(m)
+    except UserError as error:
+        raise UserError(f"model: {error}") from error
     model = SequenceModel(
         inputs=task.inputs,
         targets=task.targets,
@@ -79,7 +84,8 @@ def make_model(config: SupervisedConfig, task: Task) -> SequenceModel:
         features=m.features,
         layers=m.layers,
         method=parts.make_method(m.method),
-        fan_in=m.fan_in,
+        pattern=pattern,
+        shared=m.sparsity.shared,
         input_fan_in=m.input_fan_in,
         embedding=m.embedding,
         readout=m.readout,
@@ -87,10 +93,8 @@ def make_model(config: SupervisedConfig, task: Task) -> SequenceModel:
     )
     try:
         model.make_core()
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"model.fan_in {m.fan_in}, input_fan_in {m.input_fan_in}: {error}"
-        ) from error
+    except (TypeError, ValueError, ImportError) as error:
+        raise UserError(f"model.{told}, input_fan_in {m.input_fan_in}: {error}") from error
     streams = config.training.streams
     try:  # whether the influence fits into memory is known without making it
         jax.eval_shape(lambda key: model.initial_state(key, streams), jax.random.key(0))

@@ -22,7 +22,8 @@ class SequenceModel(nn.Module):
       features: units of each core.
       layers: how many cores.
       method: how the cores' gradient travels through time.
-      fan_in: how many units a unit reads, drawn once and shared by the gates; 0 for all.
+      pattern: of the recurrent weights, drawn once; None for all of them.
+      shared: whether the gates share what is drawn.
       input_fan_in: how many inputs a unit reads, drawn likewise; 0 for all.
       embedding: width of a learnt embedding of symbols; 0 for one-hot.
       readout: widths of the hidden layers.
@@ -35,7 +36,8 @@ class SequenceModel(nn.Module):
     features: int = 128
     layers: int = 1
     method: GradientMethod = SnAp(order=1)
-    fan_in: int = 0
+    pattern: sparsity.Pattern | None = None
+    shared: bool = True
     input_fan_in: int = 0
     embedding: int = 0
     readout: tuple[int, ...] = ()
@@ -84,18 +86,19 @@ class SequenceModel(nn.Module):
         """The core, or the stack of cores.
 
         Raises:
-          ValueError: a fan-in is larger than what there is to read.
+          ValueError: a pattern does not fit the core.
         """
         cells = [self.cell(self.features) for _ in range(self.layers)]
         widths = [self._width()] + [self.features] * (self.layers - 1)
-        if not self.fan_in and not self.input_fan_in:
+        if self.pattern is None and not self.input_fan_in:
             masks: list[PyTree] = [None] * self.layers
         else:
             masks = [
                 sparsity.mask(
                     cell,
                     width,
-                    sparsity.fixed_fan_in(self.fan_in, diagonal=True) if self.fan_in else None,
+                    self.pattern,
+                    shared=self.shared,
                     inputs=sparsity.fixed_fan_in(self.input_fan_in) if self.input_fan_in else None,
                     seed=self.mask_seed + layer,
                 )

@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from snaprl.training import parts
-from snaprl.training.schema import Cost, Count, Fraction, Scalar, UpdatesConfig
+from snaprl.training.schema import Cost, Count, Fraction, Scalar, SparsityConfig, UpdatesConfig
 from snaprl.training.supervised import registry
 from snaprl.training.typed import Named, Within
 
@@ -41,7 +41,9 @@ class ModelConfig:
     method: Annotated[str, Named(parts.check_method), tyro.conf.arg(aliases=["--method"])] = "snap1"
     # units that a unit reads, drawn once at random and shared by the gates; 0 for all
     fan_in: Annotated[int, Within(0)] = 0
-    # inputs that a unit reads, drawn likewise; 0 for all
+    # any other pattern of recurrent weights
+    sparsity: SparsityConfig = SparsityConfig()
+    # inputs that a unit reads, drawn at random and shared by the gates; 0 for all
     input_fan_in: Annotated[int, Within(0)] = 0
     # width of a learnt embedding of symbols; 0 for one-hot
     embedding: Annotated[int, Within(0)] = 0
@@ -55,7 +57,7 @@ class SupervisedOptimizerConfig(UpdatesConfig):
 
     # optax's optimiser: adam, adamw, sgd, rmsprop, adagrad, adabelief, nadam, radam, lion, ...
     name: Annotated[str, Named(parts.check_optimizer)] = "adam"
-    # its other arguments: --optimizer.kwargs.KEY VALUE sets one that the file lists
+    # its other arguments: --optimizer.kwargs.KEY VALUE sets one, whether listed here or not
     kwargs: Annotated[dict[str, Scalar], tyro.conf.arg(metavar="[KEY VALUE ...]")] = field(
         default_factory=dict
     )
@@ -75,7 +77,7 @@ class SupervisedTrainingConfig:
     streams: Count = 16
     # steps of each stream between two updates
     unroll: Count = 8
-    # tokens between two reports
+    # tokens between two reports, about: the last one is not to be shorter
     report_every: Count = 100_000
     # tokens between two checkpoints
     checkpoint_every: Count = 500_000

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from snaprl.training import config as configs
 from snaprl.training.errors import UserError
@@ -16,24 +17,30 @@ from snaprl.training.sweeps.plan import Job, Plan
 from snaprl.training.sweeps.processes import CONFIGS, Workers, left_by_signals
 from snaprl.training.sweeps.worker import MEASURED
 
+if TYPE_CHECKING:
+    from snaprl.training.sweeps.on_ray import RayWorkers
+
 SWEEP = "sweep.toml"  # in a sweep's folder: its file
 LOCK = "sweep.lock"  # in a sweep's folder: held by who works in it
 
 
-def sweep(path: Path, folder: Path, jobs: int) -> bool:
+def sweep(path: Path, folder: Path, jobs: int, ray_address: str = "", ray_cpus: float = 1) -> bool:
     """Runs what is not done yet.
 
     Args:
         path: The sweep's file.
         folder: Where the runs lie; those that are there go on, and those that are done stay.
-        jobs: How many run side by side.
+        jobs: How many run side by side on this machine.
+        ray_address: Of a Ray cluster that runs them instead, as many as it has room for; its
+            machines share the folder.
+        ray_cpus: Cores that Ray keeps for a run.
 
     Returns:
         Whether all of it is done; it is not where a run failed or was stopped.
 
     Raises:
-        UserError: The file is wrong, the folder holds runs of other settings, or another sweep
-            works in it.
+        UserError: The file is wrong, the folder holds runs of other settings, another sweep
+            works in it, or the cluster is not there.
         SystemExit: It was interrupted by Ctrl-C or SIGTERM; its runs left a checkpoint each.
     """
     plan = plans.read(path, folder)
@@ -45,15 +52,19 @@ def sweep(path: Path, folder: Path, jobs: int) -> bool:
         _check_folder(job)
     with alone(folder):
         _write(folder, path, plan)
-        return _run(plan, folder, jobs)
+        if not ray_address:
+            return _run(plan, Workers(jobs, folder), f"{jobs} side by side")
+        from snaprl.training.sweeps.on_ray import RayWorkers
+
+        return _run(plan, RayWorkers(ray_address, ray_cpus, folder), f"on Ray at {ray_address}")
 
 
-def _run(plan: Plan, folder: Path, jobs: int) -> bool:
+def _run(plan: Plan, run_by: "Workers | RayWorkers", where: str) -> bool:
     waiting = [job for job in plan.jobs if not _is_done(job)]
     done = len(plan.jobs) - len(waiting)
-    _say(f"{plan.title}: {len(plan.jobs)} runs, {done} of them done, {jobs} side by side")
+    _say(f"{plan.title}: {len(plan.jobs)} runs, {done} of them done, {where}")
     failed = False
-    with left_by_signals(), Workers(jobs, folder) as workers:
+    with left_by_signals(), run_by as workers:
         try:
             for job, words, ok in workers.run(waiting):
                 done += 1

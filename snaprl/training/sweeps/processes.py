@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -56,8 +56,10 @@ class Workers:
     def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, str, bool]]:
         """Runs jobs; of each that ends: what came of it, in words, and whether it is done."""
         futures = {self._pool.submit(self._run, job): job for job in jobs}
-        for future in as_completed(futures):
-            yield futures[future], *future.result()
+        while futures:
+            # not for ever: on Ray, whoever cancels waits until this thread runs
+            for future in wait(futures, timeout=1.0, return_when=FIRST_COMPLETED).done:
+                yield futures.pop(future), *future.result()
 
     def _run(self, job: Job) -> tuple[str, bool]:
         mine = self._cores.get()
@@ -87,19 +89,23 @@ class Workers:
 @contextmanager
 def left_by_signals() -> Iterator[None]:
     """Makes of the first Ctrl-C or SIGTERM an exit, with the code that a shell has for it."""
-    before = {}
+    before, code = {}, None
 
     def leave(number: int, frame: Any) -> None:
+        nonlocal code
         del frame
+        code = 128 + number
         for each in before:  # to leave takes a moment, which must not be broken off
             signal.signal(each, signal.SIG_IGN)
-        raise SystemExit(128 + number)
+        raise SystemExit(code)
 
     with contextlib.suppress(ValueError):  # not in the main thread: whoever runs us handles signals
         for number in (signal.SIGINT, signal.SIGTERM):
             before[number] = signal.signal(number, leave)
     try:
         yield
+    except SystemExit as end:  # Ray, where it is waited for, puts 1 in our code's place
+        raise SystemExit(end.code if code is None else code) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

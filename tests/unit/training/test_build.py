@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from snaprl.agents import ActorCriticLoss, ImpalaLoss, PPOLoss
 from snaprl.cores import BPTT, RTRL, Frozen, SnAp
@@ -23,8 +25,10 @@ from snaprl.training.schema import (
     OptimizerConfig,
     PPOConfig,
     RatesConfig,
+    SparsityConfig,
     TrainingConfig,
 )
+from snaprl.training.updates import per_report
 
 
 def rates(config: OptimizerConfig, updates: int) -> np.ndarray:
@@ -92,11 +96,21 @@ def test_counts():
     built = build(config)
     assert built.steps_per_update == 32
     assert built.updates == 32  # 1000 are not reached with 31
-    assert built.updates_per_report == 10
+    assert built.updates_per_report == 11  # 11, 11 and 10
     few = dataclasses.replace(config.training, steps=64, report_every=1000)
     assert build(dataclasses.replace(config, training=few)).updates_per_report == 2
     often = dataclasses.replace(config.training, report_every=1)
     assert build(dataclasses.replace(config, training=often)).updates_per_report == 1
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**4), st.integers(1, 10**7))
+def test_the_last_report_is_as_long_as_the_others_but_for_an_update_each(updates, steps, every):
+    each = per_report(updates, steps, every)
+    reports = -(-updates // each)
+    assert 1 <= each <= updates
+    assert 0 <= each * reports - updates < reports
+    if every <= updates * steps:  # about as often as was asked for
+        assert each == 1 or 0.4 * every < each * steps < 1.5 * every + steps
 
 
 @pytest.mark.parametrize(("loop", "pure"), [("auto", True), ("device", True), ("host", False)])
@@ -149,6 +163,61 @@ def test_a_sparse_policy_learns_with_the_weights_that_it_has(method):
     assert {"params", "sparsity"} <= set(variables)
     fresh = built.agent.initial_state(jax.random.key(0), 2)
     assert jax.tree.leaves(fresh.influence)
+
+
+PATTERNS = {
+    "uniform": ({"density": 0.25}, 16),
+    "fixed_fan_in": ({"fan_in": 3, "diagonal": False}, 24),
+    "block": ({"density": 0.5, "block_size": 2}, 32),
+    "n_of_m": ({"n": 1, "m": 4}, 16),
+    "watts_strogatz": ({"neighbours": 2, "rewiring": 0.5}, 24),  # the diagonal comes on top
+    "barabasi_albert": ({"attachments": 1}, 22),
+}
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("name", PATTERNS)
+def test_a_pattern_of_recurrent_weights(name, shared):
+    kwargs, count = PATTERNS[name]
+    agent = AgentConfig(features=8, sparsity=SparsityConfig(name, kwargs, shared))
+    leaves = network(Config(agent=agent)).core().mask.leaves
+    gates = [leaves[layer, "kernel"] for layer in ("hr", "hz", "hn")]
+    assert [int(gate.sum()) for gate in gates] == [count] * 3
+    if kwargs.get("diagonal", True):
+        assert all(gate.diagonal().all() for gate in gates)
+    alike = all((gate == gates[0]).all() for gate in gates)
+    assert alike == shared
+    fan_in = network(Config(agent=AgentConfig(features=8, fan_in=3))).core().mask
+    named = SparsityConfig("fixed_fan_in", {"fan_in": 3})
+    assert fan_in == network(Config(agent=AgentConfig(features=8, sparsity=named))).core().mask
+
+
+NOT_PATTERNS = {
+    "two": (
+        AgentConfig(fan_in=3, sparsity=SparsityConfig("uniform", {"density": 0.5})),
+        "give one",
+    ),
+    "key": (
+        SparsityConfig("uniform", {"densty": 0.5}),
+        "uniform takes no 'densty', but density, d",
+    ),
+    "none": (SparsityConfig("uniform"), "uniform needs 'density'"),
+    "range": (SparsityConfig("uniform", {"density": 2.0}), r"uniform: density is 2.0; it must lie"),
+    "type": (SparsityConfig("uniform", {"density": "x"}), "sparsity.kwargs: uniform: .*"),
+    "dense": (SparsityConfig("dense", {"density": 0.5}), "'dense' takes none, not density"),
+    "size": (
+        SparsityConfig("block", {"density": 0.5, "block_size": 3}),
+        "blocks of 3 x 3 do not f",
+    ),
+    "name": (SparsityConfig("unifrom"), "there is no pattern 'unifrom': did you mean 'uniform'"),
+}
+
+
+@pytest.mark.parametrize(("given", "sentence"), NOT_PATTERNS.values(), ids=NOT_PATTERNS)
+def test_what_is_no_pattern_is_refused(given, sentence):
+    agent = given if isinstance(given, AgentConfig) else AgentConfig(sparsity=given)
+    with pytest.raises(UserError, match=f"^agent[.:] ?.*{sentence}"):
+        network(Config(agent=agent))
 
 
 WRONG = {

@@ -18,6 +18,7 @@ import flax.linen as nn
 from gymnasium import spaces
 from snaprl.agents import ActorCriticLoss, NetworkConfig, Segment, make_agent
 from snaprl.cores import CoreState, SnAp
+from snaprl.cores.sparsity import fixed_fan_in
 from snaprl.training.learner import make_learner
 from snaprl.training.mesh import spread
 
@@ -25,7 +26,7 @@ T, M = 4, 5
 box, actions = spaces.Box(-1, 1, (M,), np.float32), spaces.Discrete(3)
 net = NetworkConfig(features=16, method=SnAp(order=1), last_action=False, last_reward=False)
 agent = make_agent(box, actions, net, ActorCriticLoss())
-pairs = dataclasses.replace(net, method=SnAp(order=2), fan_in=4)
+pairs = dataclasses.replace(net, method=SnAp(order=2), pattern=fixed_fan_in(4, diagonal=True))
 sparse = make_agent(box, actions, pairs, ActorCriticLoss())
 
 def segment(streams, number):

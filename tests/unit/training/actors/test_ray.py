@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import pytest
 from unit.training.actors.scripted import arguments
 from unit.training.actors.test_processes import WAIT_S, gone, weights
 
-from snaprl.training.actors import RayEngine, on_ray
+from snaprl.training import cluster
+from snaprl.training.actors import RayEngine
 from snaprl.training.errors import UserError
 
-pytest.importorskip("ray")
+# looked for, not imported: that is settled with the first address
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is an extra")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,6 +52,7 @@ def test_actors_play_fail_and_are_replaced():
     told = []
     with running({1: "raises"}, 2) as engine:
         assert signal.getsignal(signal.SIGTERM) is handler
+        assert engine._ray.get_runtime_context().gcs_address.startswith("127.0.0.1:")
         engine._supervisor._tell = told.append
         seen: dict[tuple[int, int], list[int]] = {}
         pids, rewards = {}, []
@@ -115,10 +119,10 @@ def test_what_is_rays_own_is_one_sentence():
 
 def test_a_head_that_falls_silent_is_one_sentence_in_time(monkeypatch):
     """Ray itself would end this process after a minute."""
-    monkeypatch.setattr(on_ray, "ASK_S", 0.0)
-    monkeypatch.setattr(on_ray, "LOST_S", 0.2)
+    monkeypatch.setattr(cluster, "ASK_S", 0.0)
+    monkeypatch.setattr(cluster, "LOST_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        head = on_ray._Head(f"127.0.0.1:{server.getsockname()[1]}")
+        head = cluster.Head(f"127.0.0.1:{server.getsockname()[1]}")
         head.check()
     time.sleep(0.3)  # of silence that nobody has listened to
     head.check()  # it may come back

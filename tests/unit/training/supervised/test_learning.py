@@ -12,6 +12,7 @@ import pytest
 from unit.training.supervised.pieces import drawn, made
 
 from snaprl.cores import BPTT, RTRL, UORO, SnAp
+from snaprl.cores.sparsity import fixed_fan_in
 from snaprl.training import meters, parts
 from snaprl.training.errors import UserError
 from snaprl.training.learner import make_learner
@@ -136,7 +137,7 @@ def test_the_gradient_is_that_of_the_same_net_in_plain_flax(embedding, layers):
 @pytest.mark.parametrize("layers", [1, 2])
 def test_sparse_cores_have_the_fan_in_that_is_asked_for(layers):
     task = made("copy", symbols=6)
-    model = model_for(task, features=10, layers=layers, fan_in=3, input_fan_in=2)
+    model = model_for(task, features=10, layers=layers, pattern=fixed_fan_in(3), input_fan_in=2)
     piece = jax.tree.map(jnp.asarray, drawn(task, steps=2, streams=B))
     variables, _ = start(model, piece)
     cores = variables["sparsity"]["core"]
