@@ -26,7 +26,6 @@ from snaprl.training.host_envs import HostEnvs
 from snaprl.training.learner import Learner, make_learner
 from snaprl.training.optimizers import optimizer
 from snaprl.training.schema import Config, ImpalaConfig, PPOConfig
-from snaprl.training.updates import per_report
 
 Array = Any
 
@@ -97,7 +96,7 @@ def build(config: Config) -> Built:
         pure=envs.auto_reset(pure) if pure else None,
         observation_space=spaces.observation_space,
         updates=updates,
-        updates_per_report=per_report(updates, streams * t.unroll, t.report_every),
+        updates_per_report=max(1, min(updates, t.report_every // (streams * t.unroll))),
         steps_per_update=streams * t.unroll,
     )
 

@@ -13,6 +13,7 @@ from snaprl.training.device_loop import DeviceLoop
 from snaprl.training.mesh import spread
 from snaprl.training.schema import Config
 from snaprl.training.supervised.schema import SupervisedConfig
+from snaprl.training.updates import most_at_once
 
 PyTree = Any
 
@@ -91,7 +92,7 @@ def make_loop(config: Config, built: Built) -> Loop:
             built.pure,
             streams=t.streams,
             unroll=t.unroll,
-            updates_per_chunk=built.updates_per_report,
+            updates_per_chunk=most_at_once(built.updates_per_report),
         )
     a = config.actors
     learner, places = built.learner, {}

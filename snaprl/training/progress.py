@@ -23,12 +23,16 @@ SHOWN = {  # name in reports -> words, the most telling first
     "entropy": "entropy",
     "eval_success": "eval success",
     "eval_episode_return": "eval return",
+}
+OF_ACTORS = {
     "lag": "lag",
+    "queue": "queue",
     "restarts": "restarts",
+    "missing": "missing",
     "slowest_actor_steps_per_s": "slowest actor",
     "fastest_actor_steps_per_s": "fastest",
 }
-COUNTS = ("level", "restarts")
+COUNTS = ("level", "restarts", "missing")
 TRENDS = ("success", "episode_return", "bits_per_char", "loss")  # the first that is reported
 OF_EPISODES = ("success", "episode_return", "episode_length")  # not a number: no episode ended
 BARS = "▁▂▃▄▅▆▇█"
@@ -105,10 +109,10 @@ class Progress:
             self._print(self._line())
 
     def report(self, report: Mapping[str, float | int | str]) -> None:
-        """Takes a report: `step`, and whatever of `SHOWN` it has; the rest is not shown."""
+        """Takes a report: `step`, and whatever of the tables above it has."""
         now_s = self._clock()
         self._measure_speed(int(report["step"]), now_s)
-        for name in SHOWN:
+        for name in SHOWN | OF_ACTORS:
             value = float(report.get(name, math.nan))
             if math.isfinite(value) or (name in report and name not in OF_EPISODES):
                 counted = name in COUNTS and value.is_integer()
@@ -139,7 +143,8 @@ class Progress:
 
     def _line(self) -> str:
         """The state as one line whose columns stand below each other."""
-        values = [f"{SHOWN[name]} {number(value):<7}" for name, value in self._shown()]
+        told = [*self._shown(SHOWN), *self._shown(OF_ACTORS)]
+        values = [f"{word} {number(value):<7}" for _, word, value in told]
         done = f"{self._percent():3d} %  {number(self._step):>6} of {number(self._total_steps)}"
         return "  ".join(
             [done, f"{self._speed():>14}", f"{self._time_left():>12}", *values]
@@ -163,7 +168,9 @@ class Progress:
             self._speed(),
             self._time_left(),
         )
-        return Group(head, bar, self._learning(self._console.width))
+        width = self._console.width
+        actors = [self._fitting(OF_ACTORS, width)] if self._shown(OF_ACTORS) else []
+        return Group(head, bar, self._learning(width), *actors)
 
     def _learning(self, width: int) -> Text:
         """What is being learnt, as much of it as fits."""
@@ -171,24 +178,33 @@ class Progress:
         if not self._console.encoding.startswith("utf"):
             trend = None
         least, most = TREND_WIDTH
-        room = width - (least + 1 if trend else 0)
-        pieces: dict[str, Text] = {}
-        for name, value in self._shown():
-            piece = Text("  " if pieces else "").append(f"{SHOWN[name]} ", style="dim")
-            piece.append(number(value), style="bold" if math.isfinite(value) else "bold red")
-            if len(piece) <= room:
-                pieces[name] = piece
-                room -= len(piece)
+        pieces = self._pieces(SHOWN, width - (least + 1 if trend else 0))
         if trend in pieces:
+            room = width - 1 - sum(map(len, pieces.values()))
             scale = (0.0, 1.0) if trend == "success" else None
-            bars = sparkline(self._trends[trend], min(room + least, most), scale)
+            bars = sparkline(self._trends[trend], min(room, most), scale)
             pieces[trend].append(f" {bars}", style="cyan")
         return Text(no_wrap=True).join(pieces.values()) or Text(
             self._waiting or "no report yet", style="dim"
         )
 
-    def _shown(self) -> list[tuple[str, float]]:
-        return [(name, self._values[name]) for name in SHOWN if name in self._values]
+    def _fitting(self, words: Mapping[str, str], width: int) -> Text:
+        return Text(no_wrap=True).join(self._pieces(words, width).values())
+
+    def _pieces(self, words: Mapping[str, str], room: int) -> dict[str, Text]:
+        """Words and numbers, by the names of those that there is room for."""
+        pieces: dict[str, Text] = {}
+        for name, word, value in self._shown(words):
+            piece = Text("  " if pieces else "").append(f"{word} ", style="dim")
+            piece.append(number(value), style="bold" if math.isfinite(value) else "bold red")
+            if len(piece) <= room:
+                pieces[name] = piece
+                room -= len(piece)
+        return pieces
+
+    def _shown(self, words: Mapping[str, str]) -> list[tuple[str, str, float]]:
+        """Name, word and value of those that were reported."""
+        return [(k, word, self._values[k]) for k, word in words.items() if k in self._values]
 
     def _settled(self) -> bool:
         """Whether the speed says anything: the first report pays for starting and compiling."""

@@ -22,6 +22,7 @@ from snaprl.training.loops import prepare, shapes
 from snaprl.training.measure import make_measure, score
 from snaprl.training.progress import Progress
 from snaprl.training.supervised.schema import SupervisedConfig
+from snaprl.training.updates import until_report
 
 PyTree = Any
 # a run that goes on may be told to go further or to say more, not to be another run
@@ -96,9 +97,7 @@ class Run:
             with Progress(total, title, step, waiting=_waiting(self.config)) as progress:
                 while update < built.updates and not stop and not failure:
                     start_s = time.monotonic()
-                    # up to where a report would be, had nobody stopped in between
-                    count = built.updates_per_report - update % built.updates_per_report
-                    count = min(count, built.updates - update)
+                    count = until_report(update, built.updates, built.updates_per_report)
                     state, chunk = self._run(state, count, lambda: bool(stop))
                     failure = chunk.failure
                     if not chunk.updates:

@@ -179,7 +179,7 @@ class TrainingConfig:
     shard_parameters: bool = False
     # where environments run: with the learner on the device, or as gymnasium's on the host
     loop: Literal["auto", "device", "host"] = "auto"
-    # environment steps between two reports, about: the last one is not to be shorter
+    # environment steps between two reports
     report_every: Count = 100_000
     # environment steps between two checkpoints
     checkpoint_every: Count = 500_000

@@ -42,16 +42,24 @@ def make_updates(
     return jax.lax.fori_loop(0, updates, body, (state, history))
 
 
-def per_report(updates: int, steps: int, report_every: int) -> int:
-    """How many updates a report tells of: all of nearly as many, so that the last one counts too.
+def until_report(update: int, updates: int, per_report: int) -> int:
+    """How many updates to make until the next report.
+
+    Reports come every `per_report` updates, wherever the run was stopped in between. The last one
+    takes in what would be less than half of another, which would tell of noise.
 
     Args:
+      update: how many were made.
       updates: of the whole training.
-      steps: of an update.
-      report_every: steps between two reports, about which it will be.
+      per_report: of a report.
     """
-    reports = max(1, round(updates * steps / report_every))
-    return -(-updates // reports)
+    count, left = per_report - update % per_report, updates - update
+    return left if left - count < per_report / 2 else count
+
+
+def most_at_once(per_report: int) -> int:
+    """The most that `until_report` asks for."""
+    return per_report * 3 // 2
 
 
 class Stoppable:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snaprl.agents import Agent, Segment
-from snaprl.training.host_envs import HostEnvs, HostStep
+from snaprl.training.host_envs import EnvironmentFailed, HostEnvs, HostStep
 
 Array = jax.Array
 PyTree = Any
@@ -118,7 +118,12 @@ class Actor:
             read, hidden, act, to_env, key = self._step(
                 variables, hidden, observation, action, reward, first, key
             )
-            out = self._envs.step(np.asarray(to_env))
+            try:
+                out = self._envs.step(np.asarray(to_env))
+            except EnvironmentFailed:  # it may be the action that was drawn for a NaN
+                seen = jax.tree.map(lambda x: np.asarray(x)[None], read)
+                _check_finite(seen, self._streams, state.number, len(rows))
+                raise
             given = np.asarray(self._agent.reward(out.reward), np.float32)
             if out.final_observation is not None:
                 given = given + self._beyond(variables, hidden, act.action, out)
@@ -178,7 +183,9 @@ class Actor:
             "number": np.full(len(self._streams), number, np.int32),
         }
         segment = Segment(**fields)
-        _check_finite(segment)
+        # rewards first: they are read with the observation after them
+        _check_finite({"reward": segment.reward}, segment.stream, number)
+        _check_finite(segment.observation, segment.stream, number)
         return segment
 
 
@@ -242,14 +249,13 @@ def _sums(out: HostStep) -> np.ndarray:
     return np.array([ended.sum(), *sums], float)
 
 
-def _check_finite(segment: Segment) -> None:
-    found = jax.tree.leaves_with_path({"reward": segment.reward})  # named first: it is read next
-    found += jax.tree.leaves_with_path(segment.observation)
-    for path, leaf in found:
+def _check_finite(tree: PyTree, streams: np.ndarray, number: Any, begin: int = 0) -> None:
+    """Raises Poison where leaves `[T, B, ...]` of a segment's steps from `begin` on are not."""
+    for path, leaf in jax.tree.leaves_with_path(tree):
         if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
             at = np.argwhere(~np.isfinite(leaf))[0]
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise Poison(
                 f"the environment gave {leaf[tuple(at)]} in {name}, "
-                f"stream {segment.stream[at[1]]}, step {at[0]} of segment {segment.number[at[1]]}"
+                f"stream {streams[at[1]]}, step {begin + at[0]} of segment {number}"
             )

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 
 from snaprl.agents import Segment
@@ -92,6 +93,7 @@ class LocalEngine:
         self._actors = list(actors)
         self._states: list[ActorState] = []
         self._variables, self._version, self._next = None, 0, 0
+        self._cpu = jax.local_devices(backend="cpu")[0]  # a step of a policy is too little for more
         self.exact = all(actor.exact for actor in self._actors)
 
     def start(self, seed: int) -> None:
@@ -101,8 +103,8 @@ class LocalEngine:
         self._next = 0
 
     def publish(self, variables: PyTree, version: int) -> None:
-        """Gives the actors new parameters; they are not copied."""
-        self._variables, self._version = variables, version
+        """Gives the actors new parameters; they are copied only from another device to the CPU."""
+        self._variables, self._version = jax.device_put(variables, self._cpu), version
 
     def receive(self, timeout_s: float) -> Message:
         """Lets the next actor in turn play a segment."""

@@ -21,6 +21,7 @@ Array = jax.Array
 PyTree = Any
 Stop = Callable[[], bool]
 WAIT_S = 0.5  # how often a wait for segments looks whether to stop
+LOOK_S = 0.002  # and whether an update is done whose parameters actors wait for
 
 
 COUNTED = ("restarts", "missing", "repeated", "stale")  # from the start of a run on
@@ -150,8 +151,9 @@ class ActorLoop:
                 totals += batch.episodes
                 self._version += 1
                 if engine.ahead and len(history) < updates:
-                    self._batch = self._collect(stop)  # while the device computes
-                self._publish(learner)
+                    self._batch = self._collect(stop, learner)  # while the device computes
+                else:
+                    self._publish(learner)
         except UserError as error:
             if self.exact:
                 raise
@@ -176,14 +178,25 @@ class ActorLoop:
     def _publish(self, learner: LearnerState) -> None:
         self._engine.publish(learner.variables, self._version)
 
-    def _collect(self, stop: Stop) -> "_Batch | None":
-        """Waits for the segments of an update; None where it is time to stop."""
-        while (messages := self._order.take(self._per_update)) is None:
-            if stop():
-                return None
-            message = self._engine.receive(WAIT_S)
+    def _collect(self, stop: Stop, learner: LearnerState | None = None) -> "_Batch | None":
+        """Waits for the segments of an update; None where it is time to stop.
+
+        `learner` is what an update under way makes: its parameters are given out as soon as they
+        are there.
+        """
+        messages = self._order.take(self._per_update)
+        while messages is None and not stop():
+            if learner is not None and learner.updates.is_ready():
+                self._publish(learner)
+                learner = None
+            message = self._engine.receive(WAIT_S if learner is None else LOOK_S)
             if message is not None:
                 self._order.put(message)
+                messages = self._order.take(self._per_update)
+        if learner is not None:
+            self._publish(learner)
+        if messages is None:
+            return None
         self.knows_success |= any(bool(m.played.knows_success) for m in messages)
         segment = _joined([m.segment for m in messages])
         self._ages.note(segment, self._version)

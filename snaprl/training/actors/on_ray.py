@@ -17,7 +17,9 @@ from snaprl.training.actors.supervisor import Supervisor
 from snaprl.training.errors import UserError
 
 PyTree = Any
-END_S = 10.0  # in which a cluster that is there lets go of its actors
+END_S = 4.0  # in which a cluster that is there lets go of its actors
+ASK_S = 2.0  # in which an actor that is there answers
+SIGNS = "signs"  # the thread of an actor that says so
 OWN = {"CPU", "memory", "object_store_memory"}  # resources that Ray knows by other ways
 
 
@@ -33,11 +35,19 @@ class _Remote:
         self._state: Any = None
         self._played, self._layout = played, variables
         self._version, self._variables = -1, None
+        self._beat_s = time.monotonic()
+
+    def silent_s(self) -> float:
+        """Seconds since the last step; answered beside a segment that is being played."""
+        return time.monotonic() - self._beat_s
+
+    def _touch(self) -> None:
+        self._beat_s = time.monotonic()
 
     def play(self, index: int, seed: int, version: int, parameters: np.ndarray) -> np.ndarray:
         """A segment as one buffer, uint8 `[nbytes]`."""
         if self._actor is None:
-            self._actor = self._make(index)
+            self._actor = self._make(index, alive=self._touch)
             self._state = self._actor.start(seed)
         if version != self._version:
             # a copy: Ray's store may take its memory back
@@ -55,8 +65,7 @@ class _Order(NamedTuple):
     actor: int
     life: int
     version: int
-    due_s: float  # when the actor is taken for lost
-    within_s: float  # how long it was given
+    due_s: float  # when the actor is asked whether it is still there
 
 
 class RayEngine:
@@ -91,7 +100,7 @@ class RayEngine:
           played: shapes and types of what an actor plays.
           variables: those of the parameters.
           ahead: segments that an actor may be ahead of the learner.
-          patience_s: seconds for a segment after which an actor is replaced.
+          patience_s: seconds without a step after which an actor is replaced.
           supervisor: counts replacements.
           address: the cluster's; where it is empty, one starts on this machine.
           cpus: processor cores that Ray keeps for an actor.
@@ -156,9 +165,9 @@ class RayEngine:
                 self._begin(actor)
             if not self._lacking(self._count + 1):
                 self._spare = self._remote()
+        self._replace_late()  # whatever the others send
         ready, _ = self._ray.wait(self._first_of_each(), num_returns=1, timeout=timeout_s)
         if not ready:
-            self._replace_late()
             return None
         order = self._orders.pop(ready[0])
         try:
@@ -168,7 +177,7 @@ class RayEngine:
             return None
         played = self._played.views(buffer)
         life = order.life
-        self._expect(order.actor)
+        self._expect(order.actor, time.monotonic() + self._patience_s)
 
         def release() -> None:
             # it may have been replaced since
@@ -245,7 +254,7 @@ class RayEngine:
         options = own | {"runtime_env": {"env_vars": ENVIRONMENT}}
         options["resources"] = {k: v for k, v in self._needs.items() if k not in ("CPU", "GPU")}
         options["scheduling_strategy"] = "SPREAD" if self._spread else "DEFAULT"
-        remote = self._ray.remote(_Remote).options(**options)
+        remote = self._ray.remote(concurrency_groups={SIGNS: 1})(_Remote).options(**options)
         return remote.remote(self._make, self._played, self._variables)
 
     def _begin(self, actor: int) -> None:
@@ -260,7 +269,7 @@ class RayEngine:
         )
         due_s = time.monotonic() + within_s
         life = self._lives[actor]
-        self._orders[reference] = _Order(actor, life, self._version, due_s, within_s)
+        self._orders[reference] = _Order(actor, life, self._version, due_s)
 
     def _first_of_each(self) -> list[Any]:
         """What each actor sends next: Ray may learn of a later segment earlier."""
@@ -269,18 +278,25 @@ class RayEngine:
             first.setdefault(order.actor, reference)
         return list(first.values())
 
-    def _expect(self, actor: int) -> None:
-        """The segment after the one that came is due from now on."""
-        due_s = time.monotonic() + self._patience_s
+    def _expect(self, actor: int, due_s: float) -> None:
+        """Puts the next look at an actor off."""
         for reference, order in self._orders.items():
             if order.actor == actor:
-                self._orders[reference] = order._replace(due_s=due_s, within_s=self._patience_s)
+                self._orders[reference] = order._replace(due_s=due_s)
 
     def _replace_late(self) -> None:
         now_s = time.monotonic()
-        late = {o.actor: o.within_s for o in self._orders.values() if o.due_s < now_s}
-        for actor, within_s in late.items():
-            self._replace(actor, f"sent nothing for {within_s:.0f} s")
+        for actor in {o.actor for o in self._orders.values() if o.due_s < now_s}:
+            handle = self._handles[actor].silent_s.options(concurrency_group=SIGNS)
+            try:
+                silent_s = self._ray.get(handle.remote(), timeout=ASK_S)
+            except self._ray.exceptions.RayError as error:
+                self._replace(actor, f"does not answer ({cluster.why(error)})")
+                continue
+            if silent_s > self._patience_s:
+                self._replace(actor, f"gave no sign of life for {silent_s:.0f} s")
+            else:  # it plays, slowly
+                self._expect(actor, now_s + self._patience_s - silent_s)
 
     def _replace(self, actor: int, why: str) -> None:
         self._orders = {r: o for r, o in self._orders.items() if o.actor != actor}

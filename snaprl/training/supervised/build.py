@@ -18,7 +18,7 @@ from snaprl.training.supervised.model import SequenceModel
 from snaprl.training.supervised.registry import make_task
 from snaprl.training.supervised.schema import SupervisedConfig, SupervisedOptimizerConfig
 from snaprl.training.supervised.types import Task
-from snaprl.training.updates import per_report
+from snaprl.training.updates import most_at_once
 
 
 class SupervisedBuilt(NamedTuple):
@@ -61,7 +61,7 @@ def build(config: SupervisedConfig) -> SupervisedBuilt:
             make_loss(model), optimizer(config.optimizer, updates, config.seed), whole_bank=True
         ),
         updates=updates,
-        updates_per_report=per_report(updates, steps_per_update, t.report_every),
+        updates_per_report=max(1, min(updates, t.report_every // steps_per_update)),
         steps_per_update=steps_per_update,
     )
 
@@ -111,7 +111,7 @@ def make_loop(config: SupervisedConfig, built: SupervisedBuilt) -> SupervisedLoo
         built.task,
         streams=config.training.streams,
         unroll=config.training.unroll,
-        updates_per_chunk=built.updates_per_report,
+        updates_per_chunk=most_at_once(built.updates_per_report),
     )
 
 

@@ -77,7 +77,7 @@ class SupervisedTrainingConfig:
     streams: Count = 16
     # steps of each stream between two updates
     unroll: Count = 8
-    # tokens between two reports, about: the last one is not to be shorter
+    # tokens between two reports
     report_every: Count = 100_000
     # tokens between two checkpoints
     checkpoint_every: Count = 500_000

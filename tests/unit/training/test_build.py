@@ -28,7 +28,7 @@ from snaprl.training.schema import (
     SparsityConfig,
     TrainingConfig,
 )
-from snaprl.training.updates import per_report
+from snaprl.training.updates import most_at_once, until_report
 
 
 def rates(config: OptimizerConfig, updates: int) -> np.ndarray:
@@ -96,21 +96,30 @@ def test_counts():
     built = build(config)
     assert built.steps_per_update == 32
     assert built.updates == 32  # 1000 are not reached with 31
-    assert built.updates_per_report == 11  # 11, 11 and 10
+    assert built.updates_per_report == 10
     few = dataclasses.replace(config.training, steps=64, report_every=1000)
     assert build(dataclasses.replace(config, training=few)).updates_per_report == 2
     often = dataclasses.replace(config.training, report_every=1)
     assert build(dataclasses.replace(config, training=often)).updates_per_report == 1
 
 
-@given(st.integers(1, 10**6), st.integers(1, 10**4), st.integers(1, 10**7))
-def test_the_last_report_is_as_long_as_the_others_but_for_an_update_each(updates, steps, every):
-    each = per_report(updates, steps, every)
-    reports = -(-updates // each)
-    assert 1 <= each <= updates
-    assert 0 <= each * reports - updates < reports
-    if every <= updates * steps:  # about as often as was asked for
-        assert each == 1 or 0.4 * every < each * steps < 1.5 * every + steps
+@given(st.integers(1, 2000), st.integers(1, 300), st.integers(0, 2000))
+def test_reports_keep_their_grid_and_the_last_one_is_no_scrap(updates, per_report, stopped):
+    def reports(update: int) -> list[int]:
+        ends = []
+        while update < updates:
+            update += until_report(update, updates, per_report)
+            ends.append(update)
+        return ends
+
+    ends = reports(0)
+    lengths = np.diff([0, *ends])
+    assert ends[-1] == updates
+    assert (lengths[:-1] == per_report).all()
+    assert lengths[-1] <= most_at_once(per_report)
+    assert len(ends) == 1 or lengths[-1] >= per_report / 2
+    if stopped < updates:
+        assert reports(stopped) == [end for end in ends if end > stopped]
 
 
 @pytest.mark.parametrize(("loop", "pure"), [("auto", True), ("device", True), ("host", False)])

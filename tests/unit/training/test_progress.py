@@ -150,6 +150,17 @@ def test_the_display_has_three_lines_that_fit_the_terminal(width):
     assert "policy" not in lines[2]
 
 
+def test_actors_have_a_line_of_their_own():
+    actors = {"lag": 3.5, "queue": 1.0, "restarts": 2.0, "missing": 0.0}
+    rates = {"slowest_actor_steps_per_s": 1234.0, "fastest_actor_steps_per_s": 4321.0}
+    lines = screen(80, [row | actors | rates for row in RICH])
+    assert lines[:3] == screen(80, RICH)
+    assert lines[3].split("  ") == [
+        *("lag 3.50", "queue 1.00", "restarts 2", "missing 0"),
+        *("slowest actor 1.23k", "fastest 4.32k"),
+    ]
+
+
 def test_time_goes_on_between_reports():
     assert screen(80, RICH, after_s=30)[1].endswith("1:10 left")
     assert screen(80, RICH, after_s=300)[1].endswith("0:00 left")

@@ -58,6 +58,10 @@ class Scripted:
                 os.kill(os.getpid(), signal.SIGKILL)
             if self._fault == "hangs":
                 time.sleep(1000)
+            if self._fault == "is slow":
+                for _ in range(30):
+                    time.sleep(0.1)
+                    self._alive()
             if self._fault == "other shape":
                 segment = made.segment._replace(reward=np.zeros((T, B + 1), np.float32))
                 made = made._replace(segment=segment)

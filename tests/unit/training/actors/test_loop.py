@@ -1,5 +1,6 @@
 """The loop of actors and learner: what an update takes in, what is counted, what is saved."""
 
+import time
 from collections import deque
 
 import jax
@@ -152,6 +153,40 @@ def test_a_replaced_actor_starts_its_streams_anew():
     state, chunk = loop.run(loop.init(jax.random.key(0)), 5)
     assert chunk.metrics["gaps"].tolist() == [0, 0, B // 2, 0, 0]
     assert state.learner.number.tolist() == [5, 5, 3, 3]
+
+
+class Slow(LocalEngine):
+    """Actors of which one plays the rest of an update only with the parameters of the last."""
+
+    ahead = True
+
+    def __init__(self):
+        super().__init__([actor(k, 2) for k in range(2)])
+        self.given = 0
+
+    def publish(self, variables, version):
+        super().publish(jax.tree.map(np.array, variables), version)  # for others, a copy
+
+    def receive(self, timeout_s):
+        if self.given % 2 and self._version < self.given // 2:
+            time.sleep(1e-3)
+            return None
+        self.given += 1
+        return super().receive(timeout_s)
+
+
+def test_parameters_are_given_out_while_the_loop_waits_for_segments():
+    engine = Slow()
+    loop = make_loop(engine, 2, 2)
+    asked = []
+
+    def stop():
+        asked.append(True)
+        return len(asked) > 10_000
+
+    _, chunk = loop.run(loop.init(jax.random.key(0)), 4, stop)
+    assert chunk.updates == 4
+    assert engine.given == 8
 
 
 def test_it_stops_when_asked_to_even_while_it_waits():

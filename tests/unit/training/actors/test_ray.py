@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import time
@@ -81,6 +82,20 @@ def test_actors_play_fail_and_are_replaced():
         assert any(line.startswith("snaprl: actor 0 failed") for line in told)
         assert engine.report()["restarts"] >= 2
     assert all(gone(pid) for pid in pids.values())
+
+
+def test_an_actor_that_hangs_is_replaced_and_one_that_is_slow_is_not():
+    told = []
+    with running({0: "is slow", 1: "hangs"}, 2, patience_s=1.0) as engine:
+        engine._supervisor._tell = told.append
+        seen = []
+        while seen.count((0, 0)) < 4 or (1, 1) not in seen:
+            message = engine.receive(WAIT_S)
+            if message is not None:
+                seen.append((message.actor, message.life))
+                message.release()
+    assert told
+    assert all(re.match(r"snaprl: actor 1 gave no sign of life for \d+ s", line) for line in told)
 
 
 def test_a_cluster_that_is_too_small_is_one_sentence():
