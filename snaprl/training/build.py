@@ -206,7 +206,7 @@ def network(config: Config) -> NetworkConfig:
     try:
         pattern, told = parts.sparsity_of(a)
     except UserError as error:
-        raise UserError(f"agent: {error}") from error
+        raise UserError(f"agent.{error}") from error
     net = NetworkConfig(
         cell=parts.cell_class(a.cell),
         features=a.features,

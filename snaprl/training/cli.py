@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ from snaprl.training import inspection, runs
 from snaprl.training.errors import UserError, suggest
 
 FILMED = 3  # episodes of a film
+LEAST_CPUS = 0.0001  # that Ray can count
 WHOLE = ("step", "episodes", "parameters")  # numbers that evaluate counts
 
 # Nothing heavy is imported before it is known what is asked for.
@@ -84,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("sweep", metavar="SWEEP", help="a TOML file, or a name in configs/paper/")
     sweep.add_argument("--folder", type=Path, help="where its runs go (runs/SWEEP)")
     sweep.add_argument("--jobs", type=int, help="how many run side by side (one per core)")
-    sweep.add_argument("--ray-address", default="", help="a Ray cluster that runs them instead")
-    sweep.add_argument("--ray-cpus", type=float, default=1, help="cores that Ray keeps for each")
+    sweep.add_argument("--ray-address", help="a Ray cluster that runs them instead")
+    sweep.add_argument("--ray-cpus", type=float, help="cores that Ray keeps for each (1)")
 
     report = add("report", _report, "write a page on the runs in a folder, as Markdown and HTML")
     report.add_argument("folder", type=Path, metavar="FOLDER")
@@ -175,10 +177,13 @@ def _sweep(known: argparse.Namespace, rest: list[str]) -> int:
     folder = known.folder or Path("runs") / path.stem
     if known.jobs is not None and known.ray_address:
         raise UserError("--jobs is for this machine; on Ray --ray-cpus says how much a run takes")
-    if known.ray_cpus <= 0:
-        raise UserError(f"--ray-cpus is {known.ray_cpus}: give more than 0")
+    if known.ray_cpus is not None and not known.ray_address:
+        raise UserError("--ray-cpus is for a Ray cluster: give its --ray-address, or --jobs")
+    cpus = 1.0 if known.ray_cpus is None else known.ray_cpus
+    if not LEAST_CPUS <= cpus < math.inf:
+        raise UserError(f"--ray-cpus is {cpus}: give {LEAST_CPUS} or more")
     jobs = known.jobs or command.cores()
-    done = command.sweep(path, folder, jobs, known.ray_address, known.ray_cpus)
+    done = command.sweep(path, folder, jobs, known.ray_address or "", cpus)
     from snaprl.training.sweeps.report import report
 
     for file in report(folder):

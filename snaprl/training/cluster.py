@@ -23,8 +23,8 @@ PRIVATE = {
 }
 
 
-def imported(address: str, what: str, way_out: str) -> Any:
-    """Ray's package.
+def import_ray(address: str, what: str, way_out: str) -> Any:
+    """Ray's package; what it reads when it is first imported is settled for good.
 
     Args:
         address: The cluster's that will be joined; empty for one that starts on this machine.
@@ -59,7 +59,7 @@ def join(ray: Any, address: str, key: str, way_out: str) -> "Head":
     if address:
         try:
             _knock(address, REACH_S)
-        except OSError as error:  # Ray itself would ask for minutes
+        except (OSError, ValueError) as error:  # Ray itself would ask for minutes
             raise UserError(
                 f"no Ray cluster answers at {key} = '{address}' ({error}): start one there, or "
                 f"{way_out}"
@@ -79,17 +79,26 @@ def join(ray: Any, address: str, key: str, way_out: str) -> "Head":
         raise UserError(f"no Ray cluster could be reached at {where}: {error}") from error
     # of a client, Ray tells the address that it has on the inside
     client = address.startswith("ray://")
-    return Head(address if client else ray.get_runtime_context().gcs_address)
+    try:
+        return Head(address if client else ray.get_runtime_context().gcs_address)
+    except BaseException:
+        ray.shutdown()
+        raise
 
 
 class Head:
-    """The machine that a cluster cannot be without."""
+    """The machine that a cluster cannot be without.
+
+    Attributes:
+        lost: Whether it was found to be.
+    """
 
     def __init__(self, address: str):
         """Known to be there."""
         self._address = address
         self._asked_s = time.monotonic()
         self._silent_since_s: float | None = None
+        self.lost = False
 
     def check(self) -> None:
         """Raises UserError where it has been silent for long."""
@@ -103,6 +112,7 @@ class Head:
             if self._silent_since_s is None:
                 self._silent_since_s = now_s
             elif now_s - self._silent_since_s > LOST_S:
+                self.lost = True
                 raise UserError(
                     f"the head of the Ray cluster, {self._address}, has not answered for "
                     f"{LOST_S:.0f} s ({error})"
@@ -112,12 +122,11 @@ class Head:
 
 
 def why(error: Exception) -> str:
-    """The last line of what went wrong, which names it."""
+    """The first line of what went wrong, which names it."""
     cause = getattr(error, "cause", None)
-    if cause is not None:
-        return f"{type(cause).__name__}: {cause}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    name, text = type(cause or error).__name__, str(error if cause is None else cause)
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return f"{name}: {first}" if cause is not None else first or name
 
 
 def _knock(address: str, timeout_s: float) -> None:

@@ -92,7 +92,8 @@ def _take_new_kwargs(config: AConfig, arguments: list[str]) -> tuple[AConfig, li
     for argument in waiting:
         name, equals, text = argument.partition("=")
         table, _, key = name.rpartition(".")
-        if _flag(table) not in tables or not key or _flag(name) in known:
+        free = name.startswith("--") and _flag(table) in tables and key
+        if not free or _flag(name) in known:
             rest.append(argument)
             continue
         if not equals:

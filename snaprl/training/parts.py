@@ -160,10 +160,16 @@ def make_pattern(name: str, kwargs: "Mapping[str, Any]") -> "Pattern | None":
         UserError: There is no such pattern, or it does not take one of the arguments, or not such
             a value.
     """
-    check_pattern(name)
+    try:
+        check_pattern(name)
+    except UserError as error:
+        raise UserError(f"sparsity.name: {error}") from error
     if name == "dense":
         if kwargs:
-            raise UserError(f"sparsity.kwargs: 'dense' takes none, not {', '.join(kwargs)}")
+            raise UserError(
+                f"sparsity.kwargs: 'dense' takes no {', '.join(kwargs)}: sparsity.name is the "
+                "pattern that does"
+            )
         return None
     from snaprl.cores import sparsity
 
@@ -173,6 +179,10 @@ def make_pattern(name: str, kwargs: "Mapping[str, Any]") -> "Pattern | None":
     for key in given:
         if key not in known:
             raise UserError(f"sparsity.kwargs: {name} takes no '{key}', but {', '.join(known)}")
+        kinds = (bool,) if key == "diagonal" else (int, float)
+        if type(given[key]) not in kinds:
+            wanted = "true or false" if key == "diagonal" else "a number"
+            raise UserError(f"sparsity.kwargs.{key} must be {wanted}, not {given[key]!r}")
     for key, one in known.items():
         if key not in given and one.default is one.empty:
             raise UserError(f"sparsity.kwargs: {name} needs '{key}'")
@@ -191,7 +201,7 @@ def sparsity_of(core: "AgentConfig | ModelConfig") -> "tuple[Pattern | None, str
     named = core.sparsity
     if not core.fan_in:
         return make_pattern(named.name, named.kwargs), f"sparsity '{named.name}' {named.kwargs}"
-    if named.name != "dense":
+    if named.name != "dense" or named.kwargs:
         raise UserError(f"fan_in {core.fan_in} and sparsity '{named.name}': give one of them")
     return make_pattern("fixed_fan_in", {"fan_in": core.fan_in}), f"fan_in {core.fan_in}"
 

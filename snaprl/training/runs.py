@@ -2,12 +2,14 @@
 
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from snaprl.training import parts, sinks
 from snaprl.training.errors import UserError
+from snaprl.training.schema import Config
+from snaprl.training.supervised.schema import SupervisedConfig
 
 OURS = ("config.toml", "metrics.jsonl", "checkpoints")  # a folder with one of them is no new one
 METHODS = ("agent.method", "model.method")  # of an agent, of a supervised run
@@ -94,7 +96,11 @@ def read(folder: Path) -> Run:
         tables = tomllib.loads(config.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{config} is not valid TOML: {error}") from None
-    return Run(folder, {k: v for k, v in _flat(tables) if k not in UNSEEN}, rows)
+    # what such a run did not know yet was as it is by default now
+    default = asdict(SupervisedConfig() if "task" in tables else Config())
+    known = {k: list(v) if isinstance(v, tuple) else v for k, v in _flat(default)}
+    settings = known | dict(_flat(tables))
+    return Run(folder, {k: v for k, v in settings.items() if k not in UNSEEN}, rows)
 
 
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -177,7 +183,8 @@ def method_words(method: str, unroll: int | None = None) -> str:
 
 
 def _words(key: str, value: Any) -> str:
-    name = key.rpartition(".")[2].replace("_", " ")
+    table, _, name = key.rpartition(".")
+    name = (table.rpartition(".")[2] if name == "name" else name).replace("_", " ")
     if key in ("agent.cell", "model.cell"):
         return CELL_WORDS.get(value, str(value))
     if key in ("env.id", "task.name", "run"):

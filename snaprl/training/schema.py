@@ -42,7 +42,7 @@ class SparsityConfig:
     kwargs: Annotated[dict[str, Scalar], tyro.conf.arg(metavar="[KEY VALUE ...]")] = field(
         default_factory=dict
     )
-    # the gates share one pattern
+    # the gates share what is drawn
     shared: bool = True
 
 
@@ -58,7 +58,7 @@ class AgentConfig:
     # gradient through time: snap1 (snapN), rtrl, bptt, bptt+snap1, bptt+rtrl, rflo, eprop, uoro,
     # kf_rtrl, ok_rtrl4 (ok_rtrlN) or frozen
     method: Annotated[str, Named(parts.check_method), tyro.conf.arg(aliases=["--method"])] = "snap1"
-    # units that a unit reads, drawn once at random and shared by the gates; 0 for all
+    # units that a unit reads, drawn once at random; 0 for all
     fan_in: Annotated[int, Within(0)] = 0
     # any other pattern of recurrent weights
     sparsity: SparsityConfig = SparsityConfig()

@@ -238,9 +238,9 @@ REFUSED = {
     ),
     "pattern of nothing": (
         *("--model.sparsity.kwargs.density", "0.5"),
-        "model: sparsity.kwargs: 'dense' takes none, not density",
+        "model.sparsity.kwargs: 'dense' takes no density: sparsity.name is the pattern that does",
     ),
-    "fan-in": ("--model.fan-in", "9", "model.fan_in 9, input_fan_in 0: fan_in is 9, but .*"),
+    "fan-in": ("--model.fan-in", "9", "model.fan_in 9: fan_in is 9, but .*"),
 }
 
 

@@ -292,7 +292,7 @@ def cluster_here(tmp_path, monkeypatch) -> Iterator[str]:
     """The address of a Ray cluster of this machine alone, with room for two runs."""
     (tmp_path / "ray_bootstrap_config.yaml").write_text("{}")  # or Ray asks the network
     monkeypatch.setenv("HOME", str(tmp_path))
-    ray = cluster.imported("", "this test", "")  # settles that it is on the loopback address
+    ray = cluster.import_ray("", "this test", "")  # settles that it is on the loopback address
     try:
         cluster.join(ray, "", "address", "")
         yield ray.get_runtime_context().gcs_address
@@ -313,6 +313,17 @@ def test_a_sweep_on_ray(begin, cluster_here, tmp_path):
     assert [row["step"] for row in rows] == [200, 400]
     assert "Not there yet: bptt, seed 0" in (tmp_path / "a" / "report.md").read_text()
 
+    # what no machine has room for would wait for ever
+    some = subprocess.run(
+        [sys.executable, *words, tmp_path / "long.toml", "--ray-cpus", "999"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=200,
+    )
+    assert some.returncode == 2
+    assert "snaprl: --ray-cpus is 999, and the largest machine of the cluster has" in some.stderr
+
     # interrupted, its runs leave a checkpoint, and nobody works on
     folder = tmp_path / "b"
     sweep = begin(*words, tmp_path / "long.toml", "--folder", folder)
@@ -330,16 +341,37 @@ def test_a_sweep_on_ray(begin, cluster_here, tmp_path):
     assert sinks.read_rows(metrics)[-1]["step"] < 12_000
 
 
-def test_a_cluster_that_is_not_there_is_said_before_anything_runs(snaprl, tmp_path):
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is an extra")
+def test_a_cluster_that_is_not_there_is_said_before_anything_runs(tmp_path):
     (tmp_path / "base.toml").write_text(BASE)
     (tmp_path / "s.toml").write_text(SWEEP)
-    words = ("sweep", tmp_path / "s.toml", "--folder", tmp_path / "runs")
-    code, out, err = snaprl(*words, "--ray-address", "127.0.0.1:1")
-    assert (code, out) == (2, "")
+    words = [sys.executable, "-m", "snaprl.training.cli", "sweep", str(tmp_path / "s.toml")]
+    words += ["--folder", str(tmp_path / "runs"), "--ray-address", "127.0.0.1:1"]
+    # in a process of its own: with an address, Ray is imported to talk to others
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout) == (2, "")
     assert re.match(
         r"snaprl: no Ray cluster answers at --ray-address = '127\.0\.0\.1:1' .*: start one there, "
         r"or leave it out to use the cores of this machine\n$",
-        err,
+        done.stderr,
     )
-    code, _, err = snaprl(*words, "--ray-address", "127.0.0.1:1", "--jobs", "2")
-    assert (code, err[:32]) == (2, "snaprl: --jobs is for this machi")
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--ray-address", "x:1", "--jobs", "2"), "--jobs is for this machine; on Ray --ray-cpus"),
+        (("--ray-cpus", "2"), "--ray-cpus is for a Ray cluster: give its --ray-address"),
+        *(
+            (("--ray-address", "x:1", f"--ray-cpus={cpus}"), f"--ray-cpus is {cpus}: give 0.0001")
+            for cpus in ("nan", "inf", "0.0", "-1.0", "1e-05")
+        ),
+    ],
+)
+def test_what_a_cluster_is_asked_for_is_looked_at_first(snaprl, tmp_path, flags, sentence):
+    (tmp_path / "base.toml").write_text(BASE)
+    (tmp_path / "s.toml").write_text(SWEEP)
+    code, out, err = snaprl("sweep", tmp_path / "s.toml", "--folder", tmp_path / "runs", *flags)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"snaprl: {sentence}")
+    assert not (tmp_path / "runs").exists()

@@ -110,7 +110,7 @@ class RayEngine:
         Raises:
           UserError: Ray is not installed, or a resource is one of its own.
         """
-        ray = cluster.imported(address, "actors.engine = 'ray'", "use 'processes'")
+        ray = cluster.import_ray(address, "actors.engine = 'ray'", "use 'processes'")
         self._ray = ray
         self._make, self._count, self._ahead = make, actors, ahead
         self._patience_s, self._supervisor = patience_s, supervisor

@@ -76,7 +76,7 @@ def make_model(config: SupervisedConfig, task: Task) -> SequenceModel:
     try:
         pattern, told = parts.sparsity_of(m)
     except UserError as error:
-        raise UserError(f"model: {error}") from error
+        raise UserError(f"model.{error}") from error
     model = SequenceModel(
         inputs=task.inputs,
         targets=task.targets,
@@ -94,7 +94,8 @@ def make_model(config: SupervisedConfig, task: Task) -> SequenceModel:
     try:
         model.make_core()
     except (TypeError, ValueError, ImportError) as error:
-        raise UserError(f"model.{told}, input_fan_in {m.input_fan_in}: {error}") from error
+        also = f"input_fan_in {m.input_fan_in}" if m.input_fan_in else ""
+        raise UserError(f"model.{', '.join(filter(None, (told, also)))}: {error}") from error
     streams = config.training.streams
     try:  # whether the influence fits into memory is known without making it
         jax.eval_shape(lambda key: model.initial_state(key, streams), jax.random.key(0))

@@ -39,11 +39,11 @@ class ModelConfig:
     # gradient through time: snap1 (snapN), rtrl, bptt, bptt+snap1, bptt+rtrl, rflo, eprop, uoro,
     # kf_rtrl, ok_rtrl4 (ok_rtrlN) or frozen
     method: Annotated[str, Named(parts.check_method), tyro.conf.arg(aliases=["--method"])] = "snap1"
-    # units that a unit reads, drawn once at random and shared by the gates; 0 for all
+    # units that a unit reads, drawn once at random; 0 for all
     fan_in: Annotated[int, Within(0)] = 0
     # any other pattern of recurrent weights
     sparsity: SparsityConfig = SparsityConfig()
-    # inputs that a unit reads, drawn at random and shared by the gates; 0 for all
+    # inputs that a unit reads, drawn likewise; 0 for all
     input_fan_in: Annotated[int, Within(0)] = 0
     # width of a learnt embedding of symbols; 0 for one-hot
     embedding: Annotated[int, Within(0)] = 0

@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -52,19 +52,20 @@ def sweep(path: Path, folder: Path, jobs: int, ray_address: str = "", ray_cpus: 
         _check_folder(job)
     with alone(folder):
         _write(folder, path, plan)
-        if not ray_address:
-            return _run(plan, Workers(jobs, folder), f"{jobs} side by side")
+        if not ray_address or all(map(_is_done, plan.jobs)):
+            return _run(plan, lambda: Workers(jobs, folder), f"{jobs} side by side")
         from snaprl.training.sweeps.on_ray import RayWorkers
 
-        return _run(plan, RayWorkers(ray_address, ray_cpus, folder), f"on Ray at {ray_address}")
+        where = f"on Ray at {ray_address}"
+        return _run(plan, lambda: RayWorkers(ray_address, ray_cpus, folder), where)
 
 
-def _run(plan: Plan, run_by: "Workers | RayWorkers", where: str) -> bool:
+def _run(plan: Plan, make: "Callable[[], Workers | RayWorkers]", where: str) -> bool:
     waiting = [job for job in plan.jobs if not _is_done(job)]
     done = len(plan.jobs) - len(waiting)
-    _say(f"{plan.title}: {len(plan.jobs)} runs, {done} of them done, {where}")
     failed = False
-    with left_by_signals(), run_by as workers:
+    with left_by_signals(), make() as workers:
+        _say(f"{plan.title}: {len(plan.jobs)} runs, {done} of them done, {where}")
         try:
             for job, words, ok in workers.run(waiting):
                 done += 1

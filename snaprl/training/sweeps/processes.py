@@ -29,16 +29,17 @@ class Workers:
     nobody waits for it any more.
     """
 
-    def __init__(self, count: int, folder: Path) -> None:
+    def __init__(self, count: int, folder: Path, *, bound: bool = True) -> None:
         """Starts nothing yet.
 
         Args:
             count: How many there are at a time.
             folder: The sweep's.
+            bound: Whether each keeps to cores of its own.
         """
         self._count, self._folder = count, folder
         self._cores: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
-        for share in _shares(count):
+        for share in _shares(count) if bound else [[]] * count:
             self._cores.put(share)
         self._theirs, self._ours = os.pipe()
         self._pool = ThreadPoolExecutor(count)
@@ -57,7 +58,7 @@ class Workers:
         """Runs jobs; of each that ends: what came of it, in words, and whether it is done."""
         futures = {self._pool.submit(self._run, job): job for job in jobs}
         while futures:
-            # not for ever: on Ray, whoever cancels waits until this thread runs
+            # with a limit: Ray's cancel is an interrupt that an endless wait would not hear
             for future in wait(futures, timeout=1.0, return_when=FIRST_COMPLETED).done:
                 yield futures.pop(future), *future.result()
 

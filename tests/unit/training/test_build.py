@@ -212,8 +212,14 @@ NOT_PATTERNS = {
     ),
     "none": (SparsityConfig("uniform"), "uniform needs 'density'"),
     "range": (SparsityConfig("uniform", {"density": 2.0}), r"uniform: density is 2.0; it must lie"),
-    "type": (SparsityConfig("uniform", {"density": "x"}), "sparsity.kwargs: uniform: .*"),
-    "dense": (SparsityConfig("dense", {"density": 0.5}), "'dense' takes none, not density"),
+    "text": (SparsityConfig("uniform", {"density": "x"}), "density must be a number, not 'x'"),
+    "truth": (SparsityConfig("uniform", {"density": True}), "density must be a number, not True"),
+    "diagonal": (
+        SparsityConfig("uniform", {"density": 0.5, "diagonal": "False"}),
+        "diagonal must be true or false, not 'False'",
+    ),
+    "dense": (SparsityConfig("dense", {"density": 0.5}), "'dense' takes no density: sparsity.name"),
+    "both": (AgentConfig(fan_in=3, sparsity=SparsityConfig(kwargs={"density": 0.5})), "give one"),
     "size": (
         SparsityConfig("block", {"density": 0.5, "block_size": 3}),
         "blocks of 3 x 3 do not f",

@@ -124,6 +124,11 @@ FLAGS = [
     (["--steps", "200_000"], ("training", "steps"), 200_000),
     (["--seed", "4294967295"], ("seed",), 4294967295),
     (["--steps", "7", "--steps", "8"], ("training", "steps"), 8),
+    (
+        ["--agent.sparsity.kwargs.density", "0.1", "--agent.sparsity.kwargs.new-key=x"],
+        ("agent", "sparsity", "kwargs"),
+        {"density": 0.1, "new_key": "x"},
+    ),
     (["--method", "bptt"], ("agent", "method"), "bptt"),
     (["--agent.method", "bptt+snap1"], ("agent", "method"), "bptt+snap1"),
     (["--agent.encoder", "1", "2"], ("agent", "encoder"), (1, 2)),

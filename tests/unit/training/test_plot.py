@@ -4,18 +4,20 @@ import dataclasses
 import json
 import subprocess
 import sys
+import tomllib
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
 from snaprl.training import config, figure, runs
 from snaprl.training.errors import UserError
 from snaprl.training.plot import MAX_POINTS, plot
-from snaprl.training.schema import AgentConfig, Config, EnvConfig, TrainingConfig
+from snaprl.training.schema import AgentConfig, Config, EnvConfig, SparsityConfig, TrainingConfig
 
 
 @pytest.fixture
@@ -144,6 +146,17 @@ def test_what_changes_nothing_that_is_learnt_makes_no_group(run, drawn):
     chatty = dataclasses.replace(Config(), training=TrainingConfig(report_every=1))
     plot([run(Config(), rising(0.5)), run(chatty, rising(0.7))])
     assert list(drawn["curves"]) == ["SnAp-1"]
+
+
+def test_a_run_of_before_a_key_was_there_is_like_one_with_its_default(run, drawn):
+    old = run(Config(), rising(0.5))
+    tables = tomllib.loads((old / "config.toml").read_text())
+    del tables["agent"]["sparsity"], tables["env"]["wrappers"], tables["actors"]
+    (old / "config.toml").write_text(tomli_w.dumps(tables))
+    sparse = SparsityConfig("uniform", {"density": 0.5})
+    other = dataclasses.replace(Config(), agent=AgentConfig(sparsity=sparse))
+    plot([old, run(Config(), rising(0.7)), run(other, rising(0.9))])
+    assert list(drawn["curves"]) == ["sparsity dense", "sparsity uniform, density 0.5"]
 
 
 def test_runs_without_a_config_are_called_by_their_folders(run, drawn):
