@@ -184,8 +184,8 @@ class Actor:
         }
         segment = Segment(**fields)
         # rewards first: they are read with the observation after them
-        _check_finite({"reward": segment.reward}, segment.stream, number)
-        _check_finite(segment.observation, segment.stream, number)
+        _check_finite({"reward": segment.reward}, self._streams, number)
+        _check_finite(segment.observation, self._streams, number)
         return segment
 
 

@@ -186,7 +186,7 @@ class ActorLoop:
         """
         messages = self._order.take(self._per_update)
         while messages is None and not stop():
-            if learner is not None and learner.updates.is_ready():
+            if learner is not None and _is_ready(learner.updates):
                 self._publish(learner)
                 learner = None
             message = self._engine.receive(WAIT_S if learner is None else LOOK_S)
@@ -258,6 +258,11 @@ class _Batch(NamedTuple):
     segment: Segment
     episodes: np.ndarray
     version: float
+
+
+def _is_ready(x: Any) -> bool:
+    """Whether the device has computed it."""
+    return x.is_ready()
 
 
 def _none() -> np.ndarray:

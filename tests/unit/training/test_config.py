@@ -172,6 +172,7 @@ SUPERVISED_FLAGS = [
     (["--optimizer.name", "sgd"], ("optimizer", "name"), "sgd"),
     (["--task.kwargs.window", "9"], ("task", "kwargs", "window"), 9),
     (["--task.kwargs.new-key=0.5"], ("task", "kwargs", "new_key"), 0.5),
+    (["--optimizer.kwargs.b1=0.8"], ("optimizer", "kwargs", "b1"), 0.8),
 ]
 
 
