@@ -186,8 +186,8 @@ def reach(reads: np.ndarray, order: int | None) -> np.ndarray:
     """Which units r hear of a weight into q: `[q, r]`, of `reads [l, r]`, "r reads l" (4)."""
     now = np.eye(len(reads), dtype=bool)
     steps = 1
-    while order is None or steps < order:
-        further = now | (_common(now, reads) > 0)
+    while (order is None or steps < order) and not now.all():
+        further = now | (reads if steps == 1 else _common(now, reads) > 0)
         if (further == now).all():
             break
         now, steps = further, steps + 1
@@ -196,6 +196,8 @@ def reach(reads: np.ndarray, order: int | None) -> np.ndarray:
 
 def heard(reached: np.ndarray, reads: np.ndarray) -> int:
     """How many pairs all pairs (r, q) hear of: the entries of all their lists."""
+    if reached.all():
+        return len(reached) * int(reads.sum())
     return int((reached * _common(reached, reads)).sum())
 
 
