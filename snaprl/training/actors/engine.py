@@ -93,7 +93,6 @@ class LocalEngine:
         self._actors = list(actors)
         self._states: list[ActorState] = []
         self._variables, self._version, self._next = None, 0, 0
-        self._cpu = jax.local_devices(backend="cpu")[0]  # a step of a policy is too little for more
         self.exact = all(actor.exact for actor in self._actors)
 
     def start(self, seed: int) -> None:
@@ -103,8 +102,10 @@ class LocalEngine:
         self._next = 0
 
     def publish(self, variables: PyTree, version: int) -> None:
-        """Gives the actors new parameters; they are copied only from another device to the CPU."""
-        self._variables, self._version = jax.device_put(variables, self._cpu), version
+        """Gives the actors new parameters; they are copied from another device only."""
+        if jax.default_backend() != "cpu":  # a step of a policy is too little for more
+            variables = jax.device_put(variables, jax.local_devices(backend="cpu")[0])
+        self._variables, self._version = variables, version
 
     def receive(self, timeout_s: float) -> Message:
         """Lets the next actor in turn play a segment."""

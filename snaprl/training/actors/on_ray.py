@@ -286,7 +286,10 @@ class RayEngine:
 
     def _replace_late(self) -> None:
         now_s = time.monotonic()
-        for actor in {o.actor for o in self._orders.values() if o.due_s < now_s}:
+        late = [r for r in self._first_of_each() if self._orders[r].due_s < now_s]
+        if late:  # if its segment is there, it is the learner who was late
+            _, late = self._ray.wait(late, num_returns=len(late), timeout=0)
+        for actor in [self._orders[reference].actor for reference in late]:
             handle = self._handles[actor].silent_s.options(concurrency_group=SIGNS)
             try:
                 silent_s = self._ray.get(handle.remote(), timeout=ASK_S)
