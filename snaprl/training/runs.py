@@ -8,8 +8,6 @@ from typing import Any
 
 from snaprl.training import parts, sinks
 from snaprl.training.errors import UserError
-from snaprl.training.schema import Config
-from snaprl.training.supervised.schema import SupervisedConfig
 
 OURS = ("config.toml", "metrics.jsonl", "checkpoints")  # a folder with one of them is no new one
 METHODS = ("agent.method", "model.method")  # of an agent, of a supervised run
@@ -96,6 +94,9 @@ def read(folder: Path) -> Run:
         tables = tomllib.loads(config.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{config} is not valid TOML: {error}") from None
+    from snaprl.training.schema import Config
+    from snaprl.training.supervised.schema import SupervisedConfig
+
     # what such a run did not know yet was as it is by default now
     default = asdict(SupervisedConfig() if "task" in tables else Config())
     known = {k: list(v) if isinstance(v, tuple) else v for k, v in _flat(default)}
