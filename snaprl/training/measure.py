@@ -20,6 +20,8 @@ from snaprl.training.schema import Config
 from snaprl.training.supervised.schema import SupervisedConfig
 
 PyTree = Any
+Score = tuple[float, float]
+NO_SCORE: Score = (-math.inf, -math.inf)
 # what tells the better of two evaluations, the first that there is; -1: less is better
 TELLING = {"eval_success": 1, "eval_episode_return": 1, "eval_valid_loss": -1, "eval_loss": -1}
 
@@ -104,9 +106,12 @@ class AgentMeasure:
         return host_evaluator(self._built.agent, self._envs, **options)
 
 
-def score(report: Mapping[str, Any]) -> float:
-    """How good an evaluation is, the more the better; minus infinity where none was made."""
+def score(report: Mapping[str, Any]) -> Score:
+    """How good an evaluation is, the more the better; `NO_SCORE` where none was made.
+
+    Where a curriculum makes a task harder, the level comes first: a loss is of its level.
+    """
     for name, sign in TELLING.items():
         if isinstance(report.get(name), int | float):
-            return sign * float(report[name])
-    return -math.inf
+            return float(report.get("level", 0.0)), sign * float(report[name])
+    return NO_SCORE

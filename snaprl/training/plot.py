@@ -91,11 +91,18 @@ def _choose(metric: str | None, found: Sequence[Run]) -> str:
         if metric in known:
             return metric
         raise UserError(f"no run reports '{metric}': {suggest(metric, known)}")
-    for default in DEFAULT_METRICS:
-        if default in known:
-            return default
+    if default := next((name for name in DEFAULT_METRICS if name in known), None):
+        return default
     words = ", ".join(sorted(known)) or "nothing"
     raise UserError(f"name a metric to plot: the runs report {words}")
+
+
+def telling(found: Sequence[Run]) -> str:
+    """The metric that tells most of what runs have learnt; '' where none of the usual ones does."""
+    try:
+        return _choose(None, found)
+    except UserError:
+        return ""
 
 
 def _curve(name: str, members: Sequence[Run], metric: str) -> Curve:

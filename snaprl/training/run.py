@@ -19,7 +19,7 @@ from snaprl.training.checkpoints import Checkpoints, tell_of_damage
 from snaprl.training.config import AnyConfig, dumps, load, read_toml
 from snaprl.training.errors import Stopped, UserError
 from snaprl.training.loops import prepare, shapes
-from snaprl.training.measure import make_measure, score
+from snaprl.training.measure import NO_SCORE, make_measure, score
 from snaprl.training.progress import Progress
 from snaprl.training.supervised.schema import SupervisedConfig
 from snaprl.training.updates import until_report
@@ -34,6 +34,7 @@ FREE |= {"training.keep_checkpoints", "evaluation.episodes", "evaluation.max_ste
 FREE |= {"evaluation.steps", "evaluation.every", "evaluation.episodes_each"}
 FREE |= {"training.wandb"}
 LAST, BEST = "checkpoints", "best"  # folders of checkpoints
+APART = 2**32 - 1  # no step of training
 
 
 class Run:
@@ -63,7 +64,7 @@ class Run:
         (runs.check_resumable if resume else runs.check_new)(folder)
         self._built, self._loop = prepare(config)
         self._checkpoints = Checkpoints(folder / LAST, config.training.keep_checkpoints)
-        self._best, self._best_score = Checkpoints(folder / BEST, keep=1), -math.inf
+        self._best, self._best_score = Checkpoints(folder / BEST, keep=1), NO_SCORE
         each = None if isinstance(config, SupervisedConfig) else config.evaluation.episodes_each
         self._measure = make_measure(config, self._built, each)
         self._resume = resume
@@ -112,7 +113,7 @@ class Run:
                     report |= meters.density(state.learner.variables)
                     report["steps_per_s"] = count * built.steps_per_update / (now_s - start_s)
                     if step >= evaluation_due and not failure:
-                        report |= self._evaluated(state, step, lambda: bool(stop))
+                        report |= self._evaluated(state, report, lambda: bool(stop))
                         evaluation_due = _next(self._evaluated_at, self.config.evaluation.every)
                     sink.write(report)
                     progress.report(report)
@@ -131,8 +132,11 @@ class Run:
             print("there was nothing left to train; --steps N goes further")
         return report
 
-    def _evaluated(self, state: PyTree, step: int, stop: Callable[[], bool]) -> dict[str, float]:
+    def _evaluated(
+        self, state: PyTree, report: dict[str, float], stop: Callable[[], bool]
+    ) -> dict[str, float]:
         """What an evaluation says; the state is kept where none before was as good."""
+        step = int(report["step"])
         # a key of its own: training draws what it would draw without
         key = jax.random.fold_in(jax.random.key(self.config.seed), step)
         try:
@@ -141,8 +145,8 @@ class Run:
             return {}
         self._evaluated_at = step
         found.pop("episodes", None)
-        if score(found) > self._best_score:
-            self._best_score = score(found)
+        if (found_score := score(report | found)) > self._best_score:
+            self._best_score = found_score
             self._best.save(step, state)
         return found
 
@@ -159,6 +163,7 @@ class Run:
         fresh = self._loop.init(key)
         if not self._checkpoints.steps():
             print("snaprl: there is no checkpoint yet, so the run starts again", file=sys.stderr)
+            self._best.discard(tuple(self._best.steps()))
             return fresh, 0, 0.0
         restored = self._checkpoints.restore(fresh)
         if restored.damaged:
@@ -176,7 +181,7 @@ class Run:
         told = (int(row["step"] or 0) for row in rows if any(k.startswith("eval_") for k in row))
         self._evaluated_at = max(told, default=0)
         if self._best.steps():
-            self._best_score = max(map(score, rows), default=-math.inf)
+            self._best_score = max(map(score, rows), default=NO_SCORE)
         walls = [float(row["wall_s"] or 0) for row in rows]
         update = restored.step // self._built.steps_per_update
         return self._loop.restore(restored.state), update, walls[-1] if walls else 0.0
@@ -254,7 +259,7 @@ def resumed_config(folder: Path, overrides: list[str], name: str) -> AnyConfig:
     """
     runs.check_resumable(folder)
     held, config = _held(folder), _held(folder, overrides)
-    before, after = (_flat(c) for c in (held, config))
+    before, after = (flat(c) for c in (held, config))
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and key not in FREE:
             raise UserError(
@@ -306,7 +311,8 @@ def evaluate(
     """
     saved = read(folder, best=best)
     measure = make_measure(saved.config, saved.built, episodes)
-    result = measure(saved.state, jax.random.key(seed))
+    # not the key that training began with: that would draw the episodes that it began with
+    result = measure(saved.state, jax.random.fold_in(jax.random.key(seed), APART))
     measure.close()
     return {"step": saved.step} | measure.about(saved.state) | result
 
@@ -398,11 +404,12 @@ def _next(step: int, every: int) -> float:
     return (step // every + 1) * every if every else math.inf
 
 
-def _flat(config: AnyConfig) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(config: AnyConfig) -> dict[str, Any]:
+    """A config by dotted key."""
+    found: dict[str, Any] = {}
     for key, value in dataclasses.asdict(config).items():
         if isinstance(value, dict):
-            flat |= {f"{key}.{k}": v for k, v in value.items()}
+            found |= {f"{key}.{k}": v for k, v in value.items()}
         else:
-            flat[key] = value
-    return flat
+            found[key] = value
+    return found

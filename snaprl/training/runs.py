@@ -72,6 +72,7 @@ class Run:
     folder: Path
     settings: Mapping[str, Any]  # by dotted key, without what two equal runs may differ in
     rows: Sequence[Mapping[str, Any]]  # as metrics.jsonl has them
+    seed: int | None = None  # where its config is there
 
 
 def read(folder: Path) -> Run:
@@ -101,7 +102,8 @@ def read(folder: Path) -> Run:
     default = asdict(SupervisedConfig() if "task" in tables else Config())
     known = {k: list(v) if isinstance(v, tuple) else v for k, v in _flat(default)}
     settings = known | dict(_flat(tables))
-    return Run(folder, {k: v for k, v in settings.items() if k not in UNSEEN}, rows)
+    told = {k: v for k, v in settings.items() if k not in UNSEEN}
+    return Run(folder, told, rows, settings["seed"])
 
 
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:

@@ -35,8 +35,10 @@ class Within:
         low_is_kept = value >= self.low if self.low_included else value > self.low
         if low_is_kept and value <= self.high and math.isfinite(value):
             return None
-        if self.high < math.inf:
+        if self.high < math.inf and self.low_included:
             return f" must be between {self.low} and {self.high}, not {value}"
+        if self.high < math.inf:
+            return f" must be greater than {self.low} and at most {self.high}, not {value}"
         low = f"{'at least' if self.low_included else 'greater than'} {self.low}"
         finite = "" if math.isfinite(value) else "finite and "
         return f" must be {finite}{low}, not {value}"

@@ -1,7 +1,6 @@
 """`snaprl evaluate`, evaluations during training, the best checkpoint, and films."""
 
 import json
-import math
 import re
 import shutil
 import sys
@@ -110,6 +109,17 @@ def test_evaluations_change_nothing_in_training(trained, snaprl, tmp_path):
     )
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(trained, snaprl, tmp_path):
+    """Though it was evaluated before, and the best kept."""
+    folder = tmp_path / "run"
+    assert snaprl("train", trained / "task.toml", "--run-dir", folder, *EVERY).code == 0
+    shutil.rmtree(folder / "checkpoints")
+    said = snaprl("train", trained / "task.toml", "--run-dir", folder, "--resume")
+    assert said.code == 0, said.err
+    assert "there is no checkpoint yet, so the run starts again" in said.err
+    assert snaprl("evaluate", folder, "--best").code == 0
+
+
 def test_there_is_no_best_where_nothing_was_evaluated(trained, snaprl):
     said = snaprl("evaluate", trained / "run", "--best")
     assert_refused(said, ".*/run has no best checkpoint: .*evaluation.every says .*")
@@ -119,8 +129,10 @@ def test_what_tells_the_better_evaluation():
     better, worse = {"eval_valid_loss": 1.0, "eval_test_loss": 9.0}, {"eval_valid_loss": 2.0}
     assert measure.score(better) > measure.score(worse) > measure.score({"loss": 0.0})
     success = {"eval_success": 0.5, "eval_episode_return": 9.0}
-    assert measure.score(success) == 0.5
-    assert measure.score({"eval_success": None}) == -math.inf
+    assert measure.score(success) == (0.0, 0.5)
+    assert measure.score({"eval_success": None}) == measure.NO_SCORE < measure.score(worse)
+    easy, hard = ({"level": level, "eval_loss": loss} for level, loss in ((1, 0.01), (9, 0.2)))
+    assert measure.score(easy) < measure.score(hard) < measure.score({**hard, "eval_loss": 0.1})
 
 
 # ---- films -----------------------------------------------------------------------------------

@@ -92,7 +92,9 @@ def test_a_sweep_is_run_reported_and_not_run_again(snaprl, tmp_path, monkeypatch
     (tmp_path / "small.toml").write_text(SWEEP + "model.features = 5\n")
     code, out, err = snaprl("sweep", "small.toml")
     assert (code, out) == (2, "")
-    assert re.match(r"snaprl: runs/small/bptt-0 holds a run of other settings: remove it, or", err)
+    assert re.match(
+        r"snaprl: runs/small/bptt-0 holds a run with model.features = 4, not 5: remove", err
+    )
 
     code, out, _ = snaprl("report", folder, "--output", tmp_path / "page")
     assert code == 0

@@ -34,11 +34,12 @@ class Lorenz:
 
     Attributes:
       horizon: samples ahead.
-      interval: time between two samples.
+      interval: time between two samples; up to where a fifth of it is a sound step of Runge and
+        Kutta's.
     """
 
     horizon: Annotated[int, Within(1)] = 5
-    interval: Annotated[float, Within(0, low_included=False)] = 0.05
+    interval: Annotated[float, Within(0, 0.25, low_included=False)] = 0.05
 
     def make(self) -> Task:
         """The task as pure functions."""
@@ -62,8 +63,8 @@ class Lorenz:
 class MackeyGlass:
     """Foretells the Mackey-Glass series, whose present depends on what was `delay` ago.
 
-    Standardised; dx/dt = 0.2 x(t - delay) / (1 + x(t - delay)^10) - 0.1 x(t), sampled once per
-    unit of time.
+    dx/dt = 0.2 x(t - delay) / (1 + x(t - delay)^10) - 0.1 x(t), sampled once per unit of time, and
+    standardised by its mean and deviation at the delay of 17.
 
     Attributes:
       horizon: samples ahead.

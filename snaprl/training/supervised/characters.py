@@ -8,10 +8,12 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from snaprl.training.errors import UserError
 from snaprl.training.supervised import corpus
 from snaprl.training.supervised.types import Array, Exam, Piece, PyTree, Symbols, Task
 
 CHUNK = 2**24  # symbols that are counted at a time
+MOST = 2**30  # symbols that cursors of 32 bits, and a segment more, get by
 
 
 class Cursor(NamedTuple):
@@ -45,6 +47,11 @@ class Characters:
         """
         text = corpus.read(self.path, as_bytes=self.vocabulary == "byte")
         size = len(text.vocabulary)
+        if len(text.splits["train"]) >= MOST:
+            raise UserError(
+                f"{text.source} has {len(text.splits['train']):,} symbols to train on, and there "
+                f"must be fewer than {MOST:,}: name a part of it"
+            )
         exams = {
             name: Exam(text.splits[name], 1, len(text.splits[name]) - 1)
             for name in ("valid", "test")
@@ -83,9 +90,9 @@ def _draw(data: Array, cursor: Cursor, shared: PyTree, steps: int) -> tuple[Curs
 def references(text: corpus.Corpus) -> dict[str, float]:
     """Bits per character of simpler models on the test split, counted on the training split.
 
-    `unigram` knows how frequent each character is, `bigram` how frequent after the one before: a
-    net without a memory can do no better. Both count each case once more than it was seen, so that
-    none is impossible. `gzip` is the size of the compressed split.
+    `unigram` knows how frequent each character is, `bigram` how frequent after the one before,
+    which is all that a net without a memory could know. Both count each case once more than it was
+    seen, so that none is impossible. `gzip` is the size of the compressed split.
     """
     train, test = text.splits["train"], text.splits["test"]
     size = len(text.vocabulary)

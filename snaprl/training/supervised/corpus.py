@@ -4,7 +4,7 @@ What a path may be:
 
 - nothing: a text that comes along, Herman Melville's "Moby-Dick" (1851, public domain).
 - A file, gzipped or not. Its first 90 % train, the next 5 % are `valid`, the last 5 % `test`: for
-  enwik8 and text8 these are the published splits (90, 5 and 5 million).
+  text8, and for enwik8 read as bytes, these are the published splits (90, 5 and 5 million).
 - A folder with `wiki.train.tokens` or `.raw` (WikiText), `ptb.char.train.txt` or `ptb.train.txt`
   (Penn Treebank), `train.txt`, and the like for `valid` and `test`: the splits are these files.
   In `ptb.char` blanks stand between the characters, and `_` for a blank: they are read as that.
@@ -98,8 +98,11 @@ def _bundled() -> bytes:
 
 def _split_files(folder: Path) -> list[bytes] | None:
     """The three files of a folder that has a file per split; None where it has not."""
-    if not folder.is_dir():
-        return None
+    try:
+        if not folder.is_dir():
+            return None
+    except OSError as error:  # what is above it may not be read
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
     for pattern in PUBLISHED:
         files = [folder / pattern.format(name) for name in SPLITS]
         found = [file for file in files if file.is_file()]

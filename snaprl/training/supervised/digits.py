@@ -5,7 +5,11 @@ units", 2015 (arXiv 1504.00941), for the pixel-by-pixel task.
 """
 
 import gzip
+import hashlib
+import math
 import struct
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +24,7 @@ IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte") + (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+UNREADABLE = (OSError, EOFError, KeyError, ValueError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
 class Images(NamedTuple):
@@ -45,7 +50,8 @@ class Digits:
     Attributes:
       path: a folder with MNIST's four files, gzipped or not, or an `.npz` with `x_train`,
         `y_train`, `x_test`, `y_test`; '' for the 1797 digits of 8 x 8 pixels that scikit-learn
-        brings, of which every fifth is for the test.
+        brings, of which every fifth is for the test. Of those to train on every sixth, of MNIST's
+        60 000 so 10 000, is kept apart for `valid`.
     """
 
     path: str = ""
@@ -56,10 +62,14 @@ class Digits:
         Raises:
           UserError: the path leads to no digits, or scikit-learn is not installed.
         """
-        train, test = _read(Path(self.path)) if self.path else _scikit_learn()
-        pixels = train.pixels.shape[1]
-        # as many streams as share the images evenly, so that each is seen once
-        streams = max(k for k in range(1, 129) if len(test.labels) % k == 0)
+        known, test = _read(Path(self.path)) if self.path else _scikit_learn()
+        kept = np.arange(len(known.labels)) % 6 == 5
+        train, valid = (Images(*(x[part] for x in known)) for part in (~kept, kept))
+        for images in (train, valid, test):
+            if not len(images.labels):
+                raise UserError(
+                    f"{self.path} has too few digits: at least 6 to train on, 1 to test"
+                )
         share = np.bincount(test.labels, minlength=10).max() / len(test.labels)
         return Task(
             inputs=Numbers(1),
@@ -67,12 +77,28 @@ class Digits:
             data=train,
             init=_init,
             draw=_draw,
-            exams={"test": Exam(test, streams, len(test.labels) // streams * pixels)},
+            exams={"valid": _exam(valid), "test": _exam(test)},
             references=lambda: {
                 "chance.bits_per_char": float(np.log2(10)),
                 "chance.accuracy": float(share),
             },
+            facts={"digits": _digest(train, valid, test)},
         )
+
+
+def _exam(images: Images) -> Exam:
+    """As many streams as share the images evenly, so that each is seen once."""
+    count, size = images.pixels.shape
+    streams = max(k for k in range(1, 129) if count % k == 0)
+    return Exam(images, streams, count // streams * size)
+
+
+def _digest(*parts: Images) -> str:
+    found = hashlib.sha256()
+    for images in parts:
+        found.update(np.ascontiguousarray(images.pixels).tobytes())
+        found.update(images.labels.tobytes())
+    return found.hexdigest()[:16]
 
 
 def _init(data: Images, key: Array, streams: int) -> Reading:
@@ -113,16 +139,28 @@ def _read(path: Path) -> tuple[Images, Images]:
     """MNIST, or anything of its form."""
     try:
         if path.suffix == ".npz":
-            with np.load(path) as held:
+            with path.open("rb") as file, np.load(file) as held:
                 arrays = [held[f"{kind}_{part}"] for part in ("train", "test") for kind in "xy"]
         else:
             arrays = [_idx(path / name) for name in IDX]
-    except (OSError, EOFError, KeyError, ValueError, struct.error) as error:
+        x_train, y_train, x_test, y_test = arrays
+        for pixels, labels in ((x_train, y_train), (x_test, y_test)):
+            if pixels.ndim < 2 or labels.shape != pixels.shape[:1] or pixels.dtype != np.uint8:
+                raise ValueError(
+                    f"images {pixels.dtype} {pixels.shape} and labels {labels.shape} do not fit: "
+                    "images are uint8 [n, ...], and each has its label"
+                )
+            if labels.dtype.kind not in "iu" or (
+                labels.size and not 0 <= labels.min() <= labels.max() <= 9
+            ):
+                raise ValueError("a label is none of 0 to 9")
+        if x_train.shape[1:] != x_test.shape[1:]:
+            raise ValueError(f"images of {x_train.shape[1:]} and of {x_test.shape[1:]} pixels")
+    except UNREADABLE as error:
         raise UserError(
             f"{path} holds no digits ({error}): task.kwargs.path must lead to an .npz or to a "
             f"folder with {', '.join(IDX)}"
         ) from None
-    x_train, y_train, x_test, y_test = arrays
     return _images(x_train, y_train, 255), _images(x_test, y_test, 255)
 
 
@@ -138,5 +176,5 @@ def _idx(path: Path) -> np.ndarray:
 
 
 def _images(pixels: np.ndarray, labels: np.ndarray, scale: float) -> Images:
-    flat = pixels.reshape(len(pixels), -1).astype(np.float32) / scale
+    flat = pixels.reshape(len(pixels), math.prod(pixels.shape[1:])).astype(np.float32) / scale
     return Images(flat, labels.astype(np.int32))

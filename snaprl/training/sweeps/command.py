@@ -4,13 +4,14 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from snaprl.training import config as configs
+from snaprl.training import provenance
+from snaprl.training.config import AnyConfig
 from snaprl.training.errors import UserError
 from snaprl.training.sweeps import plan as plans
 from snaprl.training.sweeps.plan import Job, Plan
@@ -47,12 +48,12 @@ def sweep(path: Path, folder: Path, jobs: int, ray_address: str = "", ray_cpus: 
     if folder.exists():
         with alone(folder):  # or it would be said only after seconds of building
             pass
-    _check_builds(plan)
+    facts = _check_builds(plan)
     for job in plan.jobs:
-        _check_folder(job)
+        _check_folder(job, facts[job.name])
     with alone(folder):
         _write(folder, path, plan)
-        if not ray_address or all(map(_is_done, plan.jobs)):
+        if not ray_address or all(map(is_done, plan.jobs)):
             return _run(plan, lambda: Workers(jobs, folder), f"{jobs} side by side")
         from snaprl.training.sweeps.on_ray import RayWorkers
 
@@ -61,7 +62,7 @@ def sweep(path: Path, folder: Path, jobs: int, ray_address: str = "", ray_cpus: 
 
 
 def _run(plan: Plan, make: "Callable[[], Workers | RayWorkers]", where: str) -> bool:
-    waiting = [job for job in plan.jobs if not _is_done(job)]
+    waiting = [job for job in plan.jobs if not is_done(job)]
     done = len(plan.jobs) - len(waiting)
     failed = False
     with left_by_signals(), make() as workers:
@@ -108,7 +109,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _is_done(job: Job) -> bool:
+def is_done(job: Job) -> bool:
+    """Whether a run has made all its steps and was measured then."""
     try:
         measured = json.loads((job.folder / MEASURED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -116,40 +118,47 @@ def _is_done(job: Job) -> bool:
     return measured["step"] >= job.config.training.steps
 
 
-def _check_builds(plan: Plan) -> None:
-    """Builds every kind of run once, so that what is wrong is said before anything is computed."""
+def _check_builds(plan: Plan) -> dict[str, Mapping[str, str]]:
+    """Builds every kind of run once, so that what is wrong is said before anything is computed.
+
+    Returns:
+        What the checkpoints of each belong to, such as a text.
+    """
     from snaprl.training.loops import prepare
 
+    facts = {}
     for job in {job.name: job for job in plan.jobs}.values():
         try:
-            _, loop = prepare(job.config)
+            built, loop = prepare(job.config)
         except UserError as error:
             raise UserError(f"run '{job.name}': {error}") from error
         loop.close()
+        facts[job.name] = built.facts
+    return facts
 
 
-def _check_folder(job: Job) -> None:
-    """Refuses to go on with a run of other settings."""
+def _check_folder(job: Job, facts: Mapping[str, str]) -> None:
+    """Refuses to go on with a run, or to count one, of other settings or of another text."""
     held = job.folder / "config.toml"
     if not held.exists():
         return
-    before, now = (_fixed(asdict(c)) for c in (configs.load(held), job.config))
-    if before != now:
-        raise UserError(
-            f"{job.folder} holds a run of other settings: remove it, or sweep into another --folder"
-        )
+    before, now = (_fixed(c) for c in (configs.load(held), job.config))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise UserError(
+                f"{job.folder} holds a run with {key} = {before.get(key)}, not {now.get(key)}: "
+                "remove it, or sweep into another --folder"
+            )
+    provenance.compare(job.folder, facts)
 
 
-def _fixed(tables: dict) -> dict:
-    """What a run must keep when it goes on."""
-    from snaprl.training.run import FREE
+def _fixed(config: AnyConfig) -> dict[str, Any]:
+    """What a run must keep when it goes on, by dotted key."""
+    from snaprl.training.run import FREE, flat
 
-    return {
-        f"{table}.{key}": value
-        for table, values in tables.items()
-        for key, value in (values.items() if isinstance(values, dict) else [("", values)])
-        if f"{table}.{key}" not in FREE
-    }
+    # where the learning rate follows the number of steps, runs of one table have to share it
+    free = FREE if config.optimizer.schedule == "constant" else FREE - {"training.steps"}
+    return {key: value for key, value in flat(config).items() if key not in free}
 
 
 def _write(folder: Path, path: Path, plan: Plan) -> None:

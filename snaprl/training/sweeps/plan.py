@@ -3,13 +3,17 @@
 config = "charlm"                 # what the differences are to: a config's name, or a path
 seeds = [0, 1, 2]
 title = "Characters, GRU-128"     # of the page
-metric = "eval_test_bits_per_char"  # that the page's table begins with, and judges a grid by
-goal = "lowest"                   # or "highest"
+metric = "eval_test_bits_per_char"  # that the page's table begins with
+goal = "lowest"                   # or "highest": which of the metric is better
+tune_by = "eval_valid_bits_per_char"  # whose best of [tune] is shown first; by default the metric
 
 [all]                             # differences of every run
 training.steps = 2_000_000
 
-[grid]                            # every run with every one of these
+[grid]                            # every run with every one of these, to be compared
+model.features = [32, 128]
+
+[tune]                            # and with every one of these, of which the best counts
 optimizer.learning_rate = [1e-3, 3e-3]
 
 [[run]]
@@ -34,10 +38,13 @@ KEYS = {
     "title": (str, "a string"),
     "metric": (str, "a string"),
     "goal": (str, "'lowest' or 'highest'"),
+    "tune_by": (str, "a string"),
     "all": (dict, "a table"),
     "grid": (dict, "a table of lists"),
+    "tune": (dict, "a table of lists"),
     "run": (list, "tables [[run]]"),
 }
+UNNAMEABLE = re.compile(r"[^\w.+=,-]+")  # what no folder's name should hold
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Job:
     """One run of a sweep."""
 
     name: str  # of its settings, shared by its seeds
-    base: str  # the same without what the grid adds
+    base: str  # the same without what is tuned
     seed: int
     config: AnyConfig
     folder: Path
@@ -58,11 +65,12 @@ class Plan:
     title: str
     metric: str | None
     highest: bool
+    tune_by: str | None  # the metric that tells the best of what is tuned
     jobs: tuple[Job, ...]
 
     @property
     def bases(self) -> dict[str, str]:
-        """Of every name, the one without what the grid adds."""
+        """Of every name, the one without what is tuned."""
         return {job.name: job.base for job in self.jobs}
 
 
@@ -96,24 +104,23 @@ def read(path: Path, folder: Path) -> Plan:
     seeds = tables.get("seeds", [0])
     jobs = []
     for run in tables["run"]:
-        for suffix, point in _points(tables.get("grid", {})):
-            name = run["name"] + suffix
-            merged = base
-            for news in (
-                tables.get("all", {}),
-                {k: v for k, v in run.items() if k != "name"},
-                point,
-            ):
+        own = {k: v for k, v in run.items() if k != "name"}
+        for (compared, point), (tuned, choice) in itertools.product(
+            _points(tables.get("grid", {})), _points(tables.get("tune", {}))
+        ):
+            name, merged = run["name"] + compared + tuned, base
+            for news in (tables.get("all", {}), own, point, choice):
                 merged = merge(merged, news)
             one = configs.from_tables(merged, where=f" in {path}, run '{name}'")
             for seed in seeds:
-                job = replace(one, seed=seed)
-                jobs.append(Job(name, run["name"], seed, job, folder / f"{name}-{seed}"))
+                job, place = replace(one, seed=seed), folder / f"{name}-{seed}"
+                jobs.append(Job(name, run["name"] + compared, seed, job, place))
     _check_names(jobs, path)
     return Plan(
         title=tables.get("title", folder.resolve().name),
         metric=tables.get("metric"),
         highest=tables.get("goal", "lowest") == "highest",
+        tune_by=tables.get("tune_by", tables.get("metric")),
         jobs=tuple(jobs),
     )
 
@@ -145,7 +152,8 @@ def _points(grid: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             for part in reversed(key.split(".")):
                 nested = {part: nested}
             point = merge(point, nested)
-            words.append(f"-{key.rpartition('.')[2]}={value}")
+            told = UNNAMEABLE.sub("_", str(value))
+            words.append(f"-{key.rpartition('.')[2]}={told}")
         yield "".join(words), point
 
 
@@ -169,19 +177,30 @@ def _check(tables: Mapping[str, Any], path: Path) -> None:
         if not tables.get(key):
             raise UserError(f"{path} has no '{key}': a sweep needs one config and its runs")
     seeds = tables.get("seeds", [0])
-    if not seeds or not all(type(seed) is int for seed in seeds) or len({*seeds}) < len(seeds):
-        raise UserError(f"'seeds' in {path} must be different whole numbers, not {seeds}")
+    known = all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds)
+    if not seeds or not known or len({*seeds}) < len(seeds):
+        raise UserError(
+            f"'seeds' in {path} must be different whole numbers from 0 to 2^32 - 1, not {seeds}"
+        )
     if tables.get("goal", "lowest") not in ("lowest", "highest"):
         raise UserError(f"'goal' in {path} must be {KEYS['goal'][1]}, not {tables['goal']}")
-    for key, choices in _flat(tables.get("grid", {})):
-        if not isinstance(choices, list) or not choices:
-            raise UserError(f"'grid.{key}' in {path} must be a list of values, not {choices}")
+    for table in ("grid", "tune"):
+        for key, choices in _flat(tables.get(table, {})):
+            if not isinstance(choices, list) or not choices:
+                raise UserError(
+                    f"'{table}.{key}' in {path} must be a list of values, not {choices}"
+                )
+    if tables.get("tune") and not (tables.get("tune_by") or tables.get("metric")):
+        raise UserError(f"{path} has a [tune], but no 'metric' that would tell the best of it")
     for run in tables["run"]:
         name = run.get("name") if isinstance(run, dict) else None
         if not isinstance(name, str) or not re.fullmatch(r"[\w.+=-]+", name):
             raise UserError(
                 f"every [[run]] in {path} needs a name of letters, digits and -_.+=, not {name!r}"
             )
+    for table in (*(tables.get(k, {}) for k in ("all", "grid", "tune")), *tables["run"]):
+        if "seed" in table:
+            raise UserError(f"'seed' in {path} is not for one run or table: give 'seeds' for all")
 
 
 def _check_names(jobs: Sequence[Job], path: Path) -> None:

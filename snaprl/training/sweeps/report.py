@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from snaprl.training import config as configs
 from snaprl.training import progress, provenance, runs
 from snaprl.training.errors import UserError
-from snaprl.training.plot import plot
+from snaprl.training.plot import plot, telling
 from snaprl.training.runs import Run
 from snaprl.training.sweeps import plan as plans
-from snaprl.training.sweeps.command import SWEEP
+from snaprl.training.sweeps.command import SWEEP, is_done
 from snaprl.training.sweeps.page import (
     Block,
     Heading,
@@ -57,7 +56,7 @@ class Entry:
     numbers: Sequence[Mapping[str, float]]  # of each: its last report, and its evaluation
 
     def values(self, metric: str) -> list[float]:
-        """Of the seeds that have it."""
+        """Of the seeds that have it; each of them once."""
         found = (one.get(metric) for one in self.numbers)
         return [float(value) for value in found if isinstance(value, int | float)]
 
@@ -85,13 +84,16 @@ def report(folder: Path, output: Path | None = None) -> list[Path]:
         UserError: There is no run in the folder, or the page cannot be written.
     """
     plan = plans.read(folder / SWEEP, folder) if (folder / SWEEP).is_file() else None
-    entries = _entries(folder, plan)
+    entries, twice = _entries(folder, plan)
     output = output or folder
     title = plan.title if plan else f"Runs in {folder.name}"
     files = [output / "report.md", output / "report.html"]
     try:
         output.mkdir(parents=True, exist_ok=True)
         blocks = [Heading(title, 1), *_blocks(entries, plan, output)]
+        if twice:
+            words = ", ".join(f"`{path}`" for path in twice)
+            blocks.append(Words(f"Left out, for another run has their settings and seed: {words}."))
         files[0].write_text(markdown(blocks), encoding="utf-8")
         files[1].write_text(as_html(blocks, title), encoding="utf-8")
     except OSError as error:
@@ -101,8 +103,12 @@ def report(folder: Path, output: Path | None = None) -> list[Path]:
     return files
 
 
-def _entries(folder: Path, plan: Plan | None) -> list[Entry]:
-    """The runs in a folder, seeds taken together; those of a sweep in its order."""
+def _entries(folder: Path, plan: Plan | None) -> tuple[list[Entry], list[Path]]:
+    """The runs in a folder, seeds taken together; those of a sweep in its order.
+
+    Returns:
+        Also the runs that are another's double, and no seed more.
+    """
     found = [run for path in sorted(folder.rglob("metrics.jsonl")) for run in _read(path.parent)]
     if not found:
         raise UserError(f"there is no run with a report in {folder}: name a folder that holds runs")
@@ -112,13 +118,19 @@ def _entries(folder: Path, plan: Plan | None) -> list[Entry]:
         for run in found:
             if run.folder.resolve() in names:
                 groups[names[run.folder.resolve()]].append(run)
+        twice = []
     else:
-        groups = runs.group(found)
-    return [
+        groups, twice = {}, []
+        for name, members in runs.group(found).items():
+            seeds = {run.seed: run for run in reversed(members)}
+            groups[name] = [run for run in members if seeds[run.seed] is run]
+            twice += [run.folder.relative_to(folder) for run in members if run not in groups[name]]
+    entries = [
         Entry(name, members, [_numbers(run) for run in members])
         for name, members in groups.items()
         if members
     ]
+    return entries, twice
 
 
 def _read(folder: Path) -> Iterator[Run]:
@@ -129,11 +141,13 @@ def _read(folder: Path) -> Iterator[Run]:
 
 
 def _numbers(run: Run) -> dict[str, Any]:
-    """The last report, the evaluation, and the median speed."""
+    """The last report, the evaluation if it is of that time, and the median speed."""
     speeds = [row["steps_per_s"] for row in run.rows if row.get("steps_per_s")]
     try:
         measured = json.loads((run.folder / MEASURED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        measured = {}
+    if measured.get("step") != run.rows[-1]["step"]:  # it went on since, and was broken off
         measured = {}
     return {**run.rows[-1], **measured, "steps_per_s": float(np.median(speeds or [np.nan]))}
 
@@ -141,11 +155,11 @@ def _numbers(run: Run) -> dict[str, Any]:
 def _blocks(entries: Sequence[Entry], plan: Plan | None, output: Path) -> Iterator[Block]:
     metrics = _metrics(entries, plan)
     chosen = list(entries)
-    if plan and plan.metric and len(plan.bases) > len({*plan.bases.values()}):
+    if plan and len(plan.bases) > len({*plan.bases.values()}):
         chosen = _best(entries, plan)
         yield Words(
-            f"The best of each grid by `{plan.metric}`, {'highest' if plan.highest else 'lowest'} "
-            "mean; all of it stands below."
+            f"Of what was tuned the best by `{plan.tune_by}`, "
+            f"{'highest' if plan.highest else 'lowest'} mean; all of it stands below."
         )
     yield _table(chosen, metrics)
     yield Words(
@@ -153,7 +167,7 @@ def _blocks(entries: Sequence[Entry], plan: Plan | None, output: Path) -> Iterat
         "run; others ran beside it."
     )
     yield from _references(entries)
-    yield from _figure(chosen[:MAX_LINES], output)
+    yield from _figures(chosen, output)
     if len(chosen) < len(entries):
         yield Heading("All runs")
         yield _table(entries, metrics)
@@ -164,9 +178,7 @@ def _blocks(entries: Sequence[Entry], plan: Plan | None, output: Path) -> Iterat
         yield Words(
             f"Paths are those of the sweep's folder; `snaprl sweep {SWEEP}` makes all of it."
         )
-    missing = _missing(entries, plan)
-    if missing:
-        yield Words(f"Not there yet: {', '.join(missing)}.")
+    yield from _missing(entries, plan)
 
 
 def _metrics(entries: Sequence[Entry], plan: Plan | None) -> list[str]:
@@ -176,7 +188,12 @@ def _metrics(entries: Sequence[Entry], plan: Plan | None) -> list[str]:
 
 
 def _best(entries: Sequence[Entry], plan: Plan) -> list[Entry]:
-    """Of the entries that differ by the grid alone, the one whose mean is best."""
+    """Of the entries that differ by what is tuned alone, the one whose mean is best.
+
+    Where none has the metric that tells it, all of them.
+    """
+    if all(_rank(entry, plan) == -np.inf for entry in entries):
+        return list(entries)
     best: dict[str, Entry] = {}
     for entry in entries:
         base = plan.bases[entry.name]
@@ -187,7 +204,7 @@ def _best(entries: Sequence[Entry], plan: Plan) -> list[Entry]:
 
 
 def _rank(entry: Entry | None, plan: Plan) -> float:
-    mean = entry.mean(plan.metric or "loss") if entry else np.nan
+    mean = entry.mean(plan.tune_by or "") if entry else np.nan
     return -np.inf if np.isnan(mean) else mean if plan.highest else -mean
 
 
@@ -196,38 +213,58 @@ def _table(entries: Sequence[Entry], metrics: Sequence[str]) -> Table:
     names += ["steps", "steps/s", "wall time"]
     rows = []
     for entry in entries:
-        row = [entry.name, str(len(entry.members)), *(_spread(entry.values(m)) for m in metrics)]
+        seeds = len(entry.members)
+        row = [entry.name, str(seeds), *(_spread(entry.values(m), seeds) for m in metrics)]
         row += [progress.number(entry.mean("step")), progress.number(entry.mean("steps_per_s"))]
         rows.append([*row, progress.duration(entry.mean("wall_s"))])
     return Table(names, rows)
 
 
-def _spread(values: Sequence[float]) -> str:
-    """`2.31 (2.30 to 2.33)`."""
+def _spread(values: Sequence[float], seeds: int) -> str:
+    """`2.31 (2.30 to 2.33)`, and of how many seeds, where not all have a value."""
     if not values:
         return "-"
     mean, low, high = (f"{x:.4g}" for x in (np.mean(values), min(values), max(values)))
-    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
+    told = mean if len(values) == 1 else f"{mean} ({low} to {high})"
+    return told if len(values) == seeds else f"{told}, of {len(values)}"
 
 
 def _references(entries: Sequence[Entry]) -> Iterator[Words]:
-    found = {
-        key.removeprefix("reference_"): value
-        for entry in entries
-        for one in entry.numbers
-        for key, value in one.items()
-        if key.startswith("reference_")
-    }
-    if found:
-        words = (f"{key.replace('.', ', ')} {value:.4g}" for key, value in found.items())
+    found: dict[str, dict[str, list[str]]] = {}  # who has which value, by the reference's name
+    for entry in entries:
+        told = {f"{k.removeprefix('reference_')} {v:.4g}" for k, v in _scores(entry)}
+        for name, value in sorted(words.rsplit(" ", 1) for words in told):
+            found.setdefault(name, {}).setdefault(value, []).append(entry.name)
+    words = []
+    for name, values in found.items():
+        shared = len(values) == 1
+        said = (v if shared else f"{v} ({', '.join(who)})" for v, who in values.items())
+        words.append(f"{name.replace('.', ', ')} {', '.join(said)}")
+    if words:
         yield Words(f"To compare with: {'; '.join(words)}.")
 
 
-def _figure(entries: Sequence[Entry], output: Path) -> Iterator[Picture]:
-    folders = [run.folder for entry in entries for run in entry.members]
-    labels = [entry.name for entry in entries for _ in entry.members]
-    png, _ = plot(folders, output / "curves", labels=labels)
-    yield Picture(png, "Learning curves")
+def _scores(entry: Entry) -> Iterator[tuple[str, float]]:
+    for one in entry.numbers:
+        yield from ((k, v) for k, v in one.items() if k.startswith("reference_"))
+
+
+def _figures(entries: Sequence[Entry], output: Path) -> Iterator[Block]:
+    """One for each metric that tells what was learnt; different tasks may have different ones."""
+    by_metric: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_metric.setdefault(telling(entry.members), []).append(entry)
+    for metric, among in by_metric.items():
+        if not metric:
+            continue
+        drawn = among[:MAX_LINES]
+        folders = [run.folder for entry in drawn for run in entry.members]
+        labels = [entry.name for entry in drawn for _ in entry.members]
+        stem = "curves" if len(by_metric) == 1 else f"curves-{metric}"
+        png, _ = plot(folders, output / stem, metric, labels=labels)
+        yield Picture(png, "Learning curves")
+        if len(drawn) < len(among):
+            yield Words(f"Drawn are the first {len(drawn)} of {len(among)}.")
 
 
 def _origins(entries: Sequence[Entry], plan: Plan | None) -> Table:
@@ -249,9 +286,7 @@ def _origins(entries: Sequence[Entry], plan: Plan | None) -> Table:
 
 def _seeds(entry: Entry) -> str:
     """`0, 1, 2`."""
-    files = [run.folder / "config.toml" for run in entry.members]
-    found = [configs.read_toml(file).get("seed", 0) for file in files if file.is_file()]
-    return ", ".join(map(str, sorted(found)))
+    return ", ".join(map(str, sorted(run.seed for run in entry.members if run.seed is not None)))
 
 
 def _range(values: Sequence[float]) -> str:
@@ -268,7 +303,17 @@ def _versions(entries: Sequence[Entry]) -> Iterator[Words]:
         yield Words(f"Made with {'; '.join(words)}.")
 
 
-def _missing(entries: Sequence[Entry], plan: Plan | None) -> list[str]:
-    there = {run.folder.resolve() for entry in entries for run in entry.members}
-    jobs = plan.jobs if plan else ()
-    return [f"{job.name}, seed {job.seed}" for job in jobs if job.folder.resolve() not in there]
+def _missing(entries: Sequence[Entry], plan: Plan | None) -> Iterator[Words]:
+    """Runs of a sweep that are not through: not there, going on, broken off, or failed."""
+    there = {run.folder.resolve(): run for entry in entries for run in entry.members}
+    absent, partial = [], []
+    for job in plan.jobs if plan else ():
+        run, name = there.get(job.folder.resolve()), f"{job.name}, seed {job.seed}"
+        if run is None:
+            absent.append(name)
+        elif not is_done(job):
+            partial.append(f"{name} (at {progress.number(run.rows[-1]['step'])})")
+    if absent:
+        yield Words(f"Not there yet: {'; '.join(absent)}.")
+    if partial:
+        yield Words(f"Not through, and told as far as they got: {'; '.join(partial)}.")

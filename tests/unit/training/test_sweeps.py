@@ -4,10 +4,12 @@ import json
 import re
 
 import pytest
+import tomli_w
 
 from snaprl.training import config as configs
 from snaprl.training.errors import UserError
-from snaprl.training.sweeps import page, plan
+from snaprl.training.loops import prepare
+from snaprl.training.sweeps import command, page, plan
 from snaprl.training.sweeps.page import Heading, Picture, Table, Words
 from snaprl.training.sweeps.report import report
 
@@ -21,8 +23,9 @@ goal = "highest"
 training.steps = 1000
 model.features = 8
 [grid]
-optimizer.learning_rate = [0.1, 0.2]
 training.unroll = [1, 2]
+[tune]
+optimizer.learning_rate = [0.1, 0.2]
 [[run]]
 name = "one"
 model.method = "bptt"
@@ -47,15 +50,25 @@ def test_a_sweep_is_runs_times_grid_times_seeds(read, tmp_path):
     assert (found.title, found.metric, found.highest) == ("A sweep", "level", True)
     assert len(found.jobs) == 2 * 4 * 2
     job = found.jobs[-1]
-    assert (job.name, job.base, job.seed) == ("two-learning_rate=0.2-unroll=2", "two", 5)
-    assert job.folder == tmp_path / "runs" / "two-learning_rate=0.2-unroll=2-5"
+    assert (job.name, job.base, job.seed) == ("two-unroll=2-learning_rate=0.2", "two-unroll=2", 5)
+    assert job.folder == tmp_path / "runs" / "two-unroll=2-learning_rate=0.2-5"
     c = job.config
     assert (c.seed, c.training.steps, c.model.method, c.model.features) == (5, 1000, "uoro", 9)
     assert (c.optimizer.learning_rate, c.training.unroll) == (0.2, 2)
     assert c.training.streams == configs.load("copy").training.streams  # the rest is as it was
     assert found.jobs[0].config.model.features == 8
     assert len({(j.name, j.seed) for j in found.jobs}) == 16
-    assert set(found.bases.values()) == {"one", "two"}
+    bases = {f"{run}-unroll={unroll}" for run in ("one", "two") for unroll in (1, 2)}
+    assert set(found.bases.values()) == bases
+    assert found.tune_by == "level"
+    assert read(f"tune_by = 'loss'\n{SWEEP}").tune_by == "loss"
+
+
+def test_values_that_no_folder_could_be_called_by_still_name_a_run(read):
+    text = "[grid]\ntask.kwargs.path = ['a/x', '/b c']\n[[run]]\nname = 'r'"
+    found = read("config = 'charlm'\n" + text)
+    assert [job.name for job in found.jobs] == ["r-path=a_x", "r-path=_b_c"]
+    assert found.jobs[0].config.task.kwargs["path"] == "a/x"
 
 
 def test_a_config_beside_the_sweep_is_found(read, tmp_path):
@@ -81,7 +94,17 @@ WRONG = {
     "type": (f"title = 3\n{RUN}", "'title' in {} must be a string, not 3"),
     "seeds": (
         f"seeds = [1, 1]\n{RUN}",
-        "'seeds' in {} must be different whole numbers, not [1, 1]",
+        "'seeds' in {} must be different whole numbers from 0 to 2^32 - 1, not [1, 1]",
+    ),
+    "negative": (
+        f"seeds = [0, -1]\n{RUN}",
+        "'seeds' in {} must be different whole numbers from 0 to 2^32 - 1, not [0, -1]",
+    ),
+    "seed": (f"{RUN}seed = 1", "'seed' in {} is not for one run or table: give 'seeds' for all"),
+    "grid of seeds": (f"{RUN}[grid]\nseed = [3]", "'seed' in {} is not for one run or table"),
+    "tuned by nothing": (
+        f"{RUN}[tune]\ntraining.unroll = [1, 2]",
+        "{} has a [tune], but no 'metric' that would tell the best of it",
     ),
     "goal": (f"goal = 'up'\n{RUN}", "'goal' in {} must be 'lowest' or 'highest', not up"),
     "grid": (f"{RUN}[grid]\nseed = 3", "'grid.seed' in {} must be a list of values, not 3"),
@@ -122,6 +145,42 @@ def test_the_sweeps_that_come_along_are_sound(name, tmp_path):
     assert found.title
 
 
+HELD = """
+config = "charlm"
+[all]
+task.kwargs.path = "TEXT"
+model = { features = 4, method = "frozen" }
+training = { steps = 400, unroll = 4, streams = 2 }
+optimizer.schedule = "linear"
+[[run]]
+name = "x"
+"""
+OTHER = {
+    "settings": ("features = 4", "features = 5", "with model.features = 4, not 5: remove it, or"),
+    "further, another schedule": ("steps = 400", "steps = 800", "with training.steps = 400, not"),
+    "text": ("x", "x", "was trained with text "),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "sentence"), OTHER.values(), ids=OTHER)
+def test_runs_that_do_not_belong_together_are_no_sweep(tmp_path, old, new, sentence):
+    """Whether they are done or not: one row of a table would hold both."""
+    text, file, folder = tmp_path / "text", tmp_path / "s.toml", tmp_path / "runs"
+    text.write_text("abcd" * 100)
+    file.write_text(HELD.replace("TEXT", str(text)))
+    (job,) = plan.read(file, folder).jobs
+    job.folder.mkdir(parents=True)
+    (job.folder / "config.toml").write_text(configs.dumps(job.config))
+    facts = dict(prepare(job.config)[0].facts)
+    (job.folder / "versions.json").write_text(json.dumps(facts))
+    (job.folder / "evaluation.json").write_text('{"step": 400}')
+    if "text" in sentence:
+        text.write_text("abdc" * 100)
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(UserError, match=sentence):
+        command.sweep(file, folder, jobs=1)
+
+
 # ---- pages -----------------------------------------------------------------------------------
 
 
@@ -146,17 +205,16 @@ def test_a_page_as_markdown_and_as_html(tmp_path):
     assert "<?xml" not in text
 
 
-def made_up_run(folder, *, seed, rate, level, steps=1000, measured=None):
+def made_up_run(folder, *, seed, rate, level, steps=1000, measured=None, task="copy"):
     folder.mkdir(parents=True)
+    known = {"bits_per_char": 0.5} | ({} if level is None else {"level": 1})
     rows = [
-        {"step": k, "wall_s": k / 100, "steps_per_s": 100.0, "level": lev, "bits_per_char": 0.5}
-        for k, lev in ((steps // 2, 1), (steps, level))
+        {"step": k, "wall_s": k / 100, "steps_per_s": 100.0} | known for k in (steps // 2, steps)
     ]
+    rows[-1] |= {} if level is None else {"level": level}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tables = {"seed": seed, "optimizer": {"learning_rate": rate}}
-    import tomli_w
-
-    (folder / "config.toml").write_text(tomli_w.dumps(tables | {"task": {"name": "copy"}}))
+    tables = {"seed": seed, "optimizer": {"learning_rate": rate}, "task": {"name": task}}
+    (folder / "config.toml").write_text(tomli_w.dumps(tables))
     made = {"commit": "abc123", "command": "snaprl train copy", "jax": "0.9.0"}
     made |= {"flax": "0.12.3", "python": f"3.1{seed}"}
     (folder / "versions.json").write_text(json.dumps(made))
@@ -212,7 +270,7 @@ config = "copy"
 metric = "level"
 goal = "GOAL"
 title = "Rates"
-[grid]
+[tune]
 optimizer.learning_rate = [0.1, 0.2, 0.3]
 [[run]]
 name = "x"
@@ -227,3 +285,81 @@ name = "x"
         assert re.findall(r"\| x-learning_rate=([\d.]+) \| 1 \|", summary) == [str(best)]
         assert len(re.findall(r"\| x-learning_rate=[\d.]+ \| 1 \|", everything)) == 2
         assert "Not there yet: x-learning_rate=0.3, seed 0." in told
+
+
+RATES = """
+config = "copy"
+metric = "level"
+goal = "highest"
+[all]
+training.steps = 1000
+[grid]
+training.unroll = [1, 2]
+[tune]
+optimizer.learning_rate = [0.1, 0.2]
+[[run]]
+name = "x"
+"""
+
+
+def summary(folder) -> str:
+    return report(folder)[0].read_text().partition("## All runs")[0]
+
+
+def test_what_is_compared_stays_and_what_is_tuned_is_chosen(tmp_path):
+    """By its own metric, where one is named: the best on what is shown is not always that."""
+    (tmp_path / "sweep.toml").write_text(RATES)
+    for unroll, rate, level, loss in ((1, 0.1, 4, 1.0), (1, 0.2, 5, 2.0), (2, 0.1, 9, 3.0)):
+        folder = tmp_path / f"x-unroll={unroll}-learning_rate={rate}-0"
+        made_up_run(
+            folder, seed=0, rate=rate, level=level, measured={"step": 1000, "eval_loss": -loss}
+        )
+    names = r"\| x-unroll=(\d)-learning_rate=([\d.]+) \| 1 \|"
+    assert re.findall(names, summary(tmp_path)) == [("1", "0.2"), ("2", "0.1")]
+    (tmp_path / "sweep.toml").write_text(f"tune_by = 'eval_loss'\n{RATES}")
+    assert re.findall(names, summary(tmp_path)) == [("1", "0.1"), ("2", "0.1")]
+    (tmp_path / "sweep.toml").write_text(f"tune_by = 'evil_loss'\n{RATES}")  # none has it
+    assert len(re.findall(names, summary(tmp_path))) == 3
+
+
+def test_runs_that_are_not_through_are_named_and_old_evaluations_are_not_told(tmp_path):
+    (tmp_path / "sweep.toml").write_text(RATES.replace("[1, 2]", "[1]"))
+    whole, part = (tmp_path / f"x-unroll=1-learning_rate={rate}-0" for rate in (0.1, 0.2))
+    made_up_run(whole, seed=0, rate=0.1, level=4, measured={"step": 1000, "level": 4})
+    made_up_run(part, seed=0, rate=0.2, level=3, steps=600, measured={"step": 400, "level": 77})
+    told = report(tmp_path)[0].read_text()
+    assert "as far as they got: x-unroll=1-learning_rate=0.2, seed 0 (at 600)." in told
+    assert "77" not in told
+    assert "Not there yet" not in told
+
+
+def test_a_seed_is_counted_once(tmp_path):
+    for name, level in (("a", 4), ("b", 9)):
+        made_up_run(tmp_path / name, seed=3, rate=0.1, level=level)
+    told = report(tmp_path)[0].read_text()
+    assert "| 1 | 4 |" in told
+    assert "Left out, for another run has their settings and seed: `b`." in told
+
+
+def test_a_value_that_some_seeds_lack_is_told_with_how_many_have_it(tmp_path):
+    for seed, measured in ((0, {"step": 1000, "eval_accuracy": 0.5}), (1, None)):
+        made_up_run(tmp_path / str(seed), seed=seed, rate=0.1, level=4, measured=measured)
+    assert "| 2 | 4 (4 to 4) | 0.5, of 1 |" in report(tmp_path)[0].read_text()
+
+
+def test_different_tasks_have_a_picture_each_and_scores_of_their_own(tmp_path):
+    for name, level, chance in (("copy", 4, 1.0), ("anbn", None, 2.0)):
+        measured = {"step": 1000, "reference_chance.bits_per_char": chance}
+        made_up_run(tmp_path / name, seed=0, rate=0.1, level=level, measured=measured, task=name)
+    told = report(tmp_path)[0].read_text()
+    assert "![Learning curves](curves-level.png)" in told
+    assert "![Learning curves](curves-bits_per_char.png)" in told
+    assert "To compare with: chance, bits_per_char 1 (copy), 2 (anbn)." in told.replace(
+        "2 (anbn), 1 (copy)", "1 (copy), 2 (anbn)"
+    )
+
+
+def test_more_lines_than_a_figure_holds_are_said(tmp_path):
+    for k in range(14):
+        made_up_run(tmp_path / f"{k:02}", seed=0, rate=0.1 + k, level=4)
+    assert "Drawn are the first 12 of 14." in report(tmp_path)[0].read_text()

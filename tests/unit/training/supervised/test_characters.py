@@ -44,6 +44,19 @@ def test_the_published_splits_of_a_hundred_million_follow_from_the_shares():
     assert ends == [90_000_000, 95_000_000]
 
 
+@pytest.mark.parametrize(("as_bytes", "sizes"), [(True, [900, 50, 50]), (False, [765, 43, 42])])
+def test_a_file_is_split_by_what_its_symbols_are(tmp_path, as_bytes, sizes):
+    """As enwik8 is, whose published splits are of bytes."""
+    (tmp_path / "text").write_bytes("aé".encode() * 100 + b"ab" * 300 + "é".encode() * 50)
+    found = corpus.read(str(tmp_path / "text"), as_bytes=as_bytes)
+    assert [len(found.splits[name]) for name in corpus.SPLITS] == sizes
+
+
+def test_a_path_that_cannot_be_looked_at_is_said():
+    with pytest.raises(UserError, match=r"x{300} cannot be read: File name too long"):
+        corpus.read("x" * 300, as_bytes=True)
+
+
 @pytest.mark.parametrize("pattern", corpus.PUBLISHED)
 def test_files_of_splits_are_the_splits(tmp_path, pattern):
     for name in corpus.SPLITS:

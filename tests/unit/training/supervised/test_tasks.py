@@ -100,6 +100,27 @@ def test_lorenz_obeys_its_equations():
         np.testing.assert_allclose(piece.targets[t, 0, 0], state[0] / 7.93, atol=5e-3)
 
 
+def test_lorenz_stays_on_its_attractor_with_the_longest_interval():
+    values = drawn(made("lorenz", interval=0.25), steps=2000, streams=8).inputs
+    assert np.abs(values).max() < 3
+
+
+@pytest.mark.parametrize("delay", [1, 17])
+def test_mackey_glass_obeys_its_equation(delay):
+    """By Euler's steps of a tenth, from a written-out past."""
+    task = made("mackey_glass", horizon=1, delay=delay)
+    series = task.init((), jax.random.key(3), 1)
+    _, piece = task.draw((), series, (), 30)
+    past = list(
+        np.asarray(series.system[0], np.float64)
+    )  # x at tenths of the time, the last is now
+    for t in range(30):
+        for _ in range(10):
+            late = past[-1 - 10 * delay]
+            past.append(past[-1] + 0.1 * (0.2 * late / (1 + late**10) - 0.1 * past[-1]))
+        np.testing.assert_allclose(piece.targets[t, 0, 0], (past[-1] - 0.93) / 0.23, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["lorenz", "mackey_glass"])
 def test_references_of_a_series_are_in_order(name):
     found = made(name, horizon=2).references()
@@ -110,7 +131,9 @@ def test_references_of_a_series_are_in_order(name):
 WRONG = [
     ("copy", {"symbols": 1}, "'symbols' of the task copy must be at least 2, not 1"),
     ("parity", {"n": 1}, "'n' of the task parity must be at least 2, not 1"),
-    ("lorenz", {"interval": 0}, "'interval' of the task lorenz must be greater than 0, not 0.0"),
+    ("lorenz", {"interval": 0}, "'interval' of the task lorenz must be greater than 0 and at most"),
+    ("lorenz", {"interval": 1}, "'interval' of the task lorenz must be greater than 0 and at most"),
+    ("mackey_glass", {"delay": 0}, "'delay' of the task mackey_glass must be at least 1, not 0"),
     ("anbn", {"mst": 1}, "unknown key 'mst' of the task anbn: did you mean 'most'?"),
     ("adding", {"length": "a"}, "'length' of the task adding must be a whole number, not 'a'"),
     ("coppy", {}, "there is no task 'coppy': did you mean 'copy', or one of "),
