@@ -5,14 +5,17 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 from snaprl.training.errors import UserError
 
 REACH_S = 5.0  # in which a cluster that is there answers
+JOIN_S = 60.0  # and in which it has taken us in
 # Ray ends this process, checkpoint or not, when its head has been silent for 60 s: we end before
 ASK_S, LOST_S = 3.0, 30.0  # how often the head is asked, and how long it may be silent
 # A cluster of this machine alone talks to no other: no usage reports, and loopback only.
@@ -73,8 +76,11 @@ def join(ray: Any, address: str, key: str, way_out: str) -> "Head":
         }
     try:
         with _quiet(), _signals_kept():
-            ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+            if address:
+                within(JOIN_S, lambda: ray.init(**options))
+            else:  # what starts here ends with the thread that starts it; Ray has limits of its own
+                ray.init(**options)
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
         where = address or "this machine"
         raise UserError(f"no Ray cluster could be reached at {where}: {error}") from error
     # of a client, Ray tells the address that it has on the inside
@@ -119,6 +125,30 @@ class Head:
                 ) from error
         else:
             self._silent_since_s = None
+
+
+def within(limit_s: float, call: Callable[[], Any]) -> Any:
+    """What a call returns that Ray sets no limit to; where it hangs, it is left behind.
+
+    Raises:
+        TimeoutError: It took longer than `limit_s`, seconds.
+        Exception: Whatever the call raised.
+    """
+    answer: Future[Any] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:  # whatever it is, it is for who waits
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answer.result(limit_s)
+    except TimeoutError as error:
+        if answer.done():  # the call's own
+            raise
+        raise TimeoutError(f"no answer within {limit_s:g} s") from error
 
 
 def why(error: Exception) -> str:

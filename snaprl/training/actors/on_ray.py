@@ -1,7 +1,6 @@
 """Actors on a Ray cluster, or on one that starts on this machine."""
 
 import contextlib
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from snaprl.training.errors import UserError
 PyTree = Any
 END_S = 4.0  # in which a cluster that is there lets go of its actors
 ASK_S = 2.0  # in which an actor that is there answers
+STORE_S = 30.0  # in which this machine's store, or the cluster's head, does
 SIGNS = "signs"  # the thread of an actor that says so
 OWN = {"CPU", "memory", "object_store_memory"}  # resources that Ray knows by other ways
 
@@ -146,9 +146,10 @@ class RayEngine:
         """Puts parameters where actors that play next find them."""
         packed = np.asarray(self._pack(variables))
         try:
-            self._parameters, self._version = self._ray.put(packed), version
-        except self._ray.exceptions.RayError as error:
+            put = cluster.within(STORE_S, lambda: self._ray.put(packed))
+        except (self._ray.exceptions.RayError, TimeoutError) as error:
             raise UserError(f"Ray's store takes no parameters ({cluster.why(error)})") from error
+        self._parameters, self._version = put, version
 
     def receive(self, timeout_s: float) -> Message | None:
         """The next segment of any actor.
@@ -171,7 +172,7 @@ class RayEngine:
             return None
         order = self._orders.pop(ready[0])
         try:
-            buffer = self._ray.get(ready[0], timeout=self._patience_s)
+            buffer = self._ray.get(ready[0], timeout=ASK_S)  # it is on this machine already
         except self._ray.exceptions.RayError as error:
             self._replace(order.actor, f"failed ({cluster.why(error)})")
             return None
@@ -217,9 +218,8 @@ class RayEngine:
                     self._ray.shutdown()
 
         # where the head is lost nobody may be there to tell; actors end with their cluster
-        ending = threading.Thread(target=end, daemon=True)
-        ending.start()
-        ending.join(END_S)
+        with contextlib.suppress(TimeoutError):
+            cluster.within(END_S, end)
 
     def _connect(self) -> None:
         if self._ray.is_initialized():
@@ -239,7 +239,12 @@ class RayEngine:
 
     def _lacking(self, actors: int) -> dict[str, float]:
         """What the cluster has of what it has too little of for so many actors."""
-        have = self._ray.cluster_resources()
+        try:
+            have = cluster.within(STORE_S, self._ray.cluster_resources)
+        except (self._ray.exceptions.RayError, TimeoutError) as error:
+            raise UserError(
+                f"the Ray cluster does not say what it has ({cluster.why(error)})"
+            ) from error
         return {
             name: have.get(name, 0.0)
             for name, each in self._needs.items()

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -67,9 +66,8 @@ class RayWorkers:
                 self._ray.shutdown()
 
         # where the head is lost nobody may be there to tell
-        ending = threading.Thread(target=end, daemon=True)
-        ending.start()
-        ending.join(LOST_S if self._head.lost else 3 * GOODBYE_S)
+        with contextlib.suppress(TimeoutError):
+            cluster.within(LOST_S if self._head.lost else 3 * GOODBYE_S, end)
 
     def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, str, bool]]:
         """Runs jobs; as `Workers.run`.

@@ -10,13 +10,15 @@ import sys
 import numpy as np
 import pytest
 
+KINDS = ["ppo", "in order", "impala, any of them", "parted", "sparse"]
 # Devices are counted before jax starts: what follows runs in processes of its own.
 SETTING = """
 import dataclasses, json, sys
 import jax, jax.numpy as jnp, numpy as np, optax
 import flax.linen as nn
 from gymnasium import spaces
-from snaprl.agents import ActorCriticLoss, NetworkConfig, Segment, make_agent
+from snaprl.agents import (
+    ActorCriticLoss, ImpalaLoss, NetworkConfig, PPOLoss, Segment, make_agent)
 from snaprl.cores import CoreState, SnAp
 from snaprl.cores.sparsity import fixed_fan_in
 from snaprl.training.learner import make_learner
@@ -28,32 +30,37 @@ net = NetworkConfig(features=16, method=SnAp(order=1), last_action=False, last_r
 agent = make_agent(box, actions, net, ActorCriticLoss())
 pairs = dataclasses.replace(net, method=SnAp(order=2), pattern=fixed_fan_in(4, diagonal=True))
 sparse = make_agent(box, actions, pairs, ActorCriticLoss())
+impala = make_agent(box, actions, net, ImpalaLoss(), popart_step=1e-2)
+ppo = make_agent(box, actions, net, PPOLoss(value_clip=0.2))
 
-def segment(streams, number):
+def segment(streams, number, bank=0):
     rng = np.random.default_rng(number)
+    # of a bank that is larger, whichever come: for most of them segments were lost
+    stream = rng.permutation(bank)[:streams] if bank else np.arange(streams)
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
     return Segment(
         observation={"observation": draw(T + 1, streams, M)},
         first=rng.random((T + 1, streams)) < 0.2,
         action=rng.integers(0, 3, (T, streams)).astype(np.int32), reward=draw(T, streams),
         discount=np.ones((T, streams), np.float32), mask=np.ones((T, streams), np.float32),
-        behaviour_log_prob=draw(T, streams), hidden=np.zeros((streams, 16), np.float32),
-        stream=np.arange(streams, dtype=np.int32), number=np.full(streams, number, np.int32))
+        behaviour_log_prob=-np.abs(draw(T, streams)),
+        hidden=np.zeros((streams, 16), np.float32), stream=stream.astype(np.int32),
+        number=np.full(streams, number, np.int32))
 
 """
 
 PROGRAM = """
-def run(devices, streams, parameters=False, agent=agent, **promise):
+def run(devices, streams, parameters=False, agent=agent, bank=0, **options):
     mesh = spread(devices, streams, parameters=parameters)
-    learner = mesh.learner(make_learner(agent.loss, optax.adam(1e-2), **promise))
-    key = jax.random.key(0)
-    state = mesh.keep(learner.init(agent.init(key, streams), agent.initial_state(key, streams)))
+    learner = make_learner(agent.loss, optax.adam(1e-2), prepare=agent.prepare, **options)
+    learner, key, all_ = mesh.learner(learner), jax.random.key(0), bank or streams
+    state = mesh.keep(learner.init(agent.init(key, all_), agent.initial_state(key, all_)))
     update = jax.jit(learner.update, donate_argnums=0)
     losses = []
     for number in range(3):
-        state, metrics = update(state, mesh.put(segment(streams, number)))
+        state, metrics = update(state, mesh.put(segment(streams, number, bank)))
         losses.append(float(metrics["loss"]))
-    compiled = update.lower(state, mesh.put(segment(streams, 3))).compile()
+    compiled = update.lower(state, mesh.put(segment(streams, 3, bank))).compile()
     cost = compiled.cost_analysis()
     placed = [len(x.sharding.device_set) for x in jax.tree.leaves(state.bank.influence)]
     whole = [x.sharding.is_fully_replicated for x in jax.tree.leaves(state.bank.influence)]
@@ -64,9 +71,10 @@ def run(devices, streams, parameters=False, agent=agent, **promise):
             "whole": whole, "compiled": update._cache_size(), "text": compiled.as_text(),
             "kept": kept}
 
-found = {"same": [run(d, 8, whole_bank=True) for d in (1, 8)],
+passes = {"epochs": 2, "minibatches": 2}
+found = {"ppo": [run(d, 8, agent=ppo, whole_bank=True, **passes) for d in (1, 8)],
          "in order": [run(d, 8, in_order=True) for d in (1, 8)],
-         "any order": [run(d, 8) for d in (1, 8)],
+         "impala, any of them": [run(d, 8, agent=impala, bank=16) for d in (1, 8)],
          "parted": [run(d, 8, True, in_order=True) for d in (1, 8)],
          "sparse": [run(d, 8, agent=sparse, whole_bank=True) for d in (1, 8)],
          "scaled": {d: run(d, 4 * d, in_order=True) for d in (2, 4, 8)}}
@@ -115,7 +123,7 @@ def found() -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("kind", ["same", "in order", "any order", "parted", "sparse"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_eight_devices_compute_what_one_computes(found, kind):
     one, eight = found[kind]
     assert one["losses"] == pytest.approx(eight["losses"], rel=1e-4)
@@ -155,7 +163,7 @@ def test_work_per_device_does_not_grow_with_devices(found):
 
 
 def test_gradients_are_all_that_is_sent(found):
-    params = sum(np.size(p) for p in found["same"][0]["params"])
+    params = sum(np.size(p) for p in found["in order"][0]["params"])
     for run in found["scaled"].values():
         summed = bytes_of(run["text"], "all-reduce")
         # the core's gradient is two sums, (12): within the segment, and through what was before;
@@ -186,7 +194,7 @@ def test_two_hosts_compute_what_one_computes(found):
             host.kill()
     for host, (_, err) in zip(hosts, said, strict=True):
         assert host.returncode == 0, err[-3000:]
-    one, _ = found["same"]
+    one, _ = found["in order"]
     for out, _ in said:
         told = json.loads(out.splitlines()[-1])
         assert told["losses"] == pytest.approx(one["losses"], rel=1e-4)

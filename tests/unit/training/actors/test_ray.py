@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from unit.training.actors.scripted import arguments
 from unit.training.actors.test_processes import WAIT_S, gone, weights
 
 from snaprl.training import cluster
-from snaprl.training.actors import RayEngine
+from snaprl.training.actors import RayEngine, on_ray
 from snaprl.training.errors import UserError
 
 # looked for, not imported: that is settled with the first address
@@ -38,7 +39,7 @@ def loopback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @contextlib.contextmanager
 def running(faults: dict[int, str], actors: int, **changed: Any) -> Iterator[RayEngine]:
     positional, named = arguments(faults, actors, **changed)
-    engine = RayEngine(*positional, **named, cpus=0.5)
+    engine = RayEngine(*positional, **named, cpus=0.5, spread=True)
     try:
         engine.start(0)
         engine.publish(weights(1.0), 0)
@@ -135,6 +136,65 @@ def test_what_is_rays_own_is_one_sentence():
     positional, named = arguments({}, 2)
     with pytest.raises(UserError, match=r"actors.ray_resources.memory is one of Ray's own"):
         RayEngine(*positional, **named, resources={"memory": 1.0})
+
+
+def hang(*_: Any, **__: Any) -> None:
+    time.sleep(30)
+
+
+def test_a_store_that_hangs_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(on_ray, "STORE_S", 0.2)
+    positional, named = arguments({}, 1)
+    engine = RayEngine(*positional, **named)
+    engine._ray = SimpleNamespace(
+        put=hang, cluster_resources=hang, exceptions=engine._ray.exceptions
+    )
+    with pytest.raises(
+        UserError, match=r"Ray's store takes no parameters \(no answer within 0.2 s"
+    ):
+        engine.publish(weights(1.0), 0)
+    with pytest.raises(UserError, match=r"cluster does not say what it has \(no answer within"):
+        engine._lacking(1)
+
+
+def test_a_cluster_that_takes_nobody_in_is_one_sentence(monkeypatch):
+    """It listens, but does not speak."""
+    monkeypatch.setattr(cluster, "JOIN_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"reached at {address}: no answer within 0.2 s"):
+            cluster.join(SimpleNamespace(init=hang), address, "--ray-address", "do without")
+
+
+def test_what_is_called_within_a_time_tells_what_the_call_tells():
+    assert cluster.within(5.0, lambda: 3) == 3
+    for error in (TimeoutError("its own"), ValueError("its own"), KeyboardInterrupt("its own")):
+
+        def fail(error: BaseException = error) -> None:
+            raise error
+
+        with pytest.raises(type(error), match="its own"):
+            cluster.within(5.0, fail)
+
+
+def test_an_actor_is_given_what_the_config_asks_for():
+    given: dict[str, Any] = {}
+
+    class Remote:
+        def options(self, **options: Any) -> "Remote":
+            given.update(options)
+            return self
+
+        def remote(self, *_: Any) -> None: ...
+
+    positional, named = arguments({}, 1)
+    needs = {"GPU": 0.5, "simulator": 1.0}
+    engine = RayEngine(*positional, **named, cpus=0.25, resources=needs, spread=True)
+    engine._ray = SimpleNamespace(remote=lambda **_: lambda _: Remote())
+    engine._remote()
+    assert (given["num_cpus"], given["num_gpus"]) == (0.25, 0.5)
+    assert given["resources"] == {"simulator": 1.0}
+    assert given["scheduling_strategy"] == "SPREAD"
 
 
 def test_a_head_that_falls_silent_is_one_sentence_in_time(monkeypatch):
