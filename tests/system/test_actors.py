@@ -7,9 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from snaprl.training.checkpoints import Checkpoints
 
 SMALL = [
     *("--env.kwargs.length", "3", "--agent.features", "8", "--training.streams", "8"),
@@ -33,6 +36,18 @@ def of_session(session: int) -> list[int]:
         if int(sid) == session and state != "Z":
             found.append(int(status.parent.name))
     return found
+
+
+def wait_for(holds: Callable[[], bool], seconds: float) -> None:
+    until_s = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until_s
+        time.sleep(0.1)
+
+
+def kept(folder: Path) -> list[int]:
+    """The steps of whole checkpoints."""
+    return Checkpoints(folder / "checkpoints").steps()
 
 
 def rows(folder: Path) -> list[dict]:
@@ -144,14 +159,22 @@ def test_what_several_devices_trained_is_looked_at_on_one(tmp_path):
 
 def test_a_run_goes_on_and_says_what_it_cannot_keep(tmp_path):
     folder = tmp_path / "run"
-    for flags in (("--steps", "1280"), ("--steps", "2560", "--resume")):
-        done = subprocess.run(command(folder, *flags), capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stderr
+    often = ("--training.checkpoint-every", "640")
+    begun = command(folder, "--steps", "100_000_000", *often)
+    with subprocess.Popen(begun, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+        wait_for(lambda: len(rows(folder)) > 2 and any(kept(folder)), 200)
+        process.kill()
+    # nobody told the actors: they find out
+    wait_for(lambda: not of_session(process.pid), 30)
+    at = max(kept(folder))
+    flags = ("--steps", str(at + 1280), "--resume", *often)
+    done = subprocess.run(command(folder, *flags), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
     assert "what actors play on their own cannot be saved, so episodes start anew" in done.stderr
     found = rows(folder)
-    assert [row["step"] for row in found] == [640, 1280, 1920, 2560]
+    assert [row["step"] for row in found] == list(range(640, at + 1281, 640))
     # the streams began anew, and that is counted
-    assert [row["gaps"] for row in found] == [0, 0, 8, 0]
+    assert [row["gaps"] for row in found] == [0] * (at // 640) + [8, 0]
     assert all(row["restarts"] == 0 for row in found)
     for row in found:
         assert 0 < row["slowest_actor_steps_per_s"] <= row["fastest_actor_steps_per_s"]

@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,30 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(trained,
 def test_there_is_no_best_where_nothing_was_evaluated(trained, snaprl):
     said = snaprl("evaluate", trained / "run", "--best")
     assert_refused(said, ".*/run has no best checkpoint: .*evaluation.every says .*")
+
+
+def test_a_run_is_looked_at_while_it_goes_on(snaprl, task, tmp_path):
+    """By the commands, again and again, in the face of checkpoints that come and go."""
+    folder = tmp_path / "run"
+    often = ["--steps", 10**9, "--training.checkpoint_every", 1280, "--training.report_every", 1280]
+    command = [sys.executable, "-m", "snaprl.training.cli", "train", task, "--run-dir", folder]
+    with subprocess.Popen([*map(str, [*command, *often])], stderr=subprocess.DEVNULL) as training:
+        try:
+            until_s = time.monotonic() + 100
+            while not steps_of(folder / "checkpoints") and time.monotonic() < until_s:
+                time.sleep(0.1)
+            seen = []
+            for _ in range(3):
+                said = snaprl("evaluate", folder, "--episodes", 4)
+                assert said.code == 0, said.err
+                seen.append(json.loads(said.out.splitlines()[-1])["step"])
+                said = snaprl("plot", folder, "--output", tmp_path / "curve.png")
+                assert said.code == 0, said.err
+            assert training.poll() is None
+            assert seen == sorted(seen)
+            assert seen[0] < seen[-1]
+        finally:
+            training.kill()
 
 
 def test_what_tells_the_better_evaluation():
