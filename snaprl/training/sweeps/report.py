@@ -232,8 +232,7 @@ def _spread(values: Sequence[float], seeds: int) -> str:
 def _references(entries: Sequence[Entry]) -> Iterator[Words]:
     found: dict[str, dict[str, list[str]]] = {}  # who has which value, by the reference's name
     for entry in entries:
-        told = {f"{k.removeprefix('reference_')} {v:.4g}" for k, v in _scores(entry)}
-        for name, value in sorted(words.rsplit(" ", 1) for words in told):
+        for name, value in dict.fromkeys(_scores(entry)):
             found.setdefault(name, {}).setdefault(value, []).append(entry.name)
     words = []
     for name, values in found.items():
@@ -244,9 +243,11 @@ def _references(entries: Sequence[Entry]) -> Iterator[Words]:
         yield Words(f"To compare with: {'; '.join(words)}.")
 
 
-def _scores(entry: Entry) -> Iterator[tuple[str, float]]:
+def _scores(entry: Entry) -> Iterator[tuple[str, str]]:
     for one in entry.numbers:
-        yield from ((k, v) for k, v in one.items() if k.startswith("reference_"))
+        for key, value in one.items():
+            if key.startswith("reference_"):
+                yield key.removeprefix("reference_"), f"{value:.4g}"
 
 
 def _figures(entries: Sequence[Entry], output: Path) -> Iterator[Block]:
