@@ -1,5 +1,6 @@
 """Films of what a trained agent does."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -119,4 +120,7 @@ def _write(path: Path, frames: list[np.ndarray], fps: int) -> None:
         return
     import imageio.v2 as imageio  # pyright: ignore[reportMissingImports]
 
-    imageio.mimwrite(path, frames, fps=fps, macro_block_size=2)
+    with warnings.catch_warnings():
+        # another program is started, which takes nothing of ours along
+        warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+        imageio.mimwrite(path, frames, fps=fps, macro_block_size=2)

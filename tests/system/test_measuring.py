@@ -177,6 +177,17 @@ def test_a_film_shows_whole_episodes(trained, snaprl, tmp_path):
     assert 2 * 4 < frames <= int(found[1]) <= 2 * 20 + 1
 
 
+def test_a_film_as_mp4_has_the_same_frames(trained, snaprl, tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    from imageio.v2 import get_reader  # pyright: ignore[reportMissingImports]
+
+    path = tmp_path / "film.mp4"
+    said = snaprl("evaluate", trained / "run", "--video", path, "--episodes", 2)
+    assert (said.code, said.err) == (0, "")
+    with get_reader(path) as film:
+        assert said.out == f"{path}: {film.count_frames()} frames\n"
+
+
 def test_an_environment_of_gymnasium_is_filmed(snaprl, task, tmp_path):
     pytest.importorskip("pygame")
     text = TASK.replace("kwargs = { length = 3 }", "id = 'CartPole-v1'").replace("512", "64")
