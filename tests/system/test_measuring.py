@@ -177,6 +177,7 @@ def test_a_film_shows_whole_episodes(trained, snaprl, tmp_path):
     assert 2 * 4 < frames <= int(found[1]) <= 2 * 20 + 1
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # by whoever reads it here
 def test_a_film_as_mp4_has_the_same_frames(trained, snaprl, tmp_path):
     pytest.importorskip("imageio_ffmpeg")
     from imageio.v2 import get_reader  # pyright: ignore[reportMissingImports]
