@@ -155,8 +155,18 @@ def _evaluate(known: argparse.Namespace, rest: list[str]) -> None:
         return
     from snaprl.training.run import evaluate
 
-    result = evaluate(known.run, episodes=known.episodes, seed=known.seed, best=known.best)
-    print(json.dumps({k: int(v) if k in WHOLE else v for k, v in result.items()}))
+    found = evaluate(known.run, episodes=known.episodes, seed=known.seed, best=known.best)
+    result = {k: int(v) if k in WHOLE else v for k, v in found.items()}
+    print(json.dumps(result))
+    if not known.best:
+        try:
+            runs.write_measured(known.run, result)
+        except OSError as error:
+            words = f"so a report of {known.run} will not have this"
+            print(
+                f"snaprl: {runs.MEASURED} cannot be written ({error.strerror}), {words}",
+                file=sys.stderr,
+            )
 
 
 def _plot(known: argparse.Namespace, rest: list[str]) -> None:

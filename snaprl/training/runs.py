@@ -1,5 +1,6 @@
 """Runs, going on or done, read back from their folders and told apart."""
 
+import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from snaprl.training import parts, sinks
 from snaprl.training.errors import UserError
 
 OURS = ("config.toml", "metrics.jsonl", "checkpoints")  # a folder with one of them is no new one
+MEASURED = "evaluation.json"  # in a run's folder, once it was evaluated
 METHODS = ("agent.method", "model.method")  # of an agent, of a supervised run
 UNROLL = "training.unroll"
 UNSEEN = (  # keys that change nothing that is learnt
@@ -104,6 +106,25 @@ def read(folder: Path) -> Run:
     settings = known | dict(_flat(tables))
     told = {k: v for k, v in settings.items() if k not in UNSEEN}
     return Run(folder, told, rows, settings["seed"])
+
+
+def read_measured(folder: Path) -> dict[str, Any]:
+    """What the last evaluation of a run said; nothing where there was none."""
+    try:
+        return json.loads((folder / MEASURED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def write_measured(folder: Path, result: Mapping[str, Any]) -> None:
+    """Puts what an evaluation said into the run's folder, whole or not at all.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    new = folder / f"{MEASURED}.new"
+    new.write_text(json.dumps(dict(result)) + "\n", encoding="utf-8")
+    new.replace(folder / MEASURED)
 
 
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:

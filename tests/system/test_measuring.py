@@ -24,7 +24,16 @@ def test_evaluate_prints_one_object_last(trained, snaprl):
     wanted = {"step", "episodes"} | {f"eval_{n}" for n in names}
     assert result.keys() == wanted | {f"eval_greedy_{n}" for n in names}
     assert (result["step"], result["episodes"]) == (STEPS, 6)
+    assert json.loads((trained / "run" / "evaluation.json").read_text()) == result
     assert snaprl("evaluate", trained / "run", "--episodes", 6).out == said.out
+
+
+def test_an_evaluation_that_cannot_be_left_behind_is_told_all_the_same(trained, snaprl):
+    (trained / "run" / "evaluation.json.new").mkdir()
+    said = snaprl("evaluate", trained / "run", "--episodes", 6)
+    (trained / "run" / "evaluation.json.new").rmdir()
+    assert (said.code, json.loads(said.out)["step"]) == (0, STEPS)
+    assert "evaluation.json cannot be written (Is a directory), so a report of" in said.err
 
 
 # ---- while it trains -------------------------------------------------------------------------

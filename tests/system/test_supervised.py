@@ -260,6 +260,10 @@ IN_THE_FILE = {
         "[optimizer]\nkwargs = { b3 = 0.1 }",
         "optimizer.kwargs: optax.adam takes no 'b3', but .*b1, b2.*",
     ),
+    "embedding": (
+        "[task]\nname = 'lorenz'\n[model]\nembedding = 3",
+        "model.embedding is 3, but the task lorenz reads numbers, not symbols: leave it out",
+    ),
     "short text": (
         "[task]\nname = 'characters'\nkwargs = { path = 'PATH' }\n[training]\nunroll = 99",
         "training.unroll is 99, but the task characters has 71 steps to read: .*",

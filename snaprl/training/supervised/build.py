@@ -17,7 +17,7 @@ from snaprl.training.supervised.loss import make_loss
 from snaprl.training.supervised.model import SequenceModel
 from snaprl.training.supervised.registry import make_task
 from snaprl.training.supervised.schema import SupervisedConfig, SupervisedOptimizerConfig
-from snaprl.training.supervised.types import Task
+from snaprl.training.supervised.types import Symbols, Task
 from snaprl.training.updates import most_at_once
 
 
@@ -73,6 +73,11 @@ def make_model(config: SupervisedConfig, task: Task) -> SequenceModel:
       UserError: the sentence says which keys do not go together.
     """
     m = config.model
+    if m.embedding and not isinstance(task.inputs, Symbols):
+        raise UserError(
+            f"model.embedding is {m.embedding}, but the task {config.task.name} reads numbers, not "
+            "symbols: leave it out"
+        )
     try:
         pattern, told = parts.sparsity_of(m)
     except UserError as error:

@@ -1,7 +1,6 @@
 """`snaprl sweep`: runs what a plan lists, as many side by side as there are cores."""
 
 import fcntl
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -10,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snaprl.training import config as configs
-from snaprl.training import provenance
+from snaprl.training import provenance, runs
 from snaprl.training.config import AnyConfig
 from snaprl.training.errors import UserError
 from snaprl.training.sweeps import plan as plans
 from snaprl.training.sweeps.plan import Job, Plan
 from snaprl.training.sweeps.processes import CONFIGS, Workers, left_by_signals
-from snaprl.training.sweeps.worker import MEASURED
 
 if TYPE_CHECKING:
     from snaprl.training.sweeps.on_ray import RayWorkers
@@ -111,11 +109,7 @@ def cores() -> int:
 
 def is_done(job: Job) -> bool:
     """Whether a run has made all its steps and was measured then."""
-    try:
-        measured = json.loads((job.folder / MEASURED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return measured["step"] >= job.config.training.steps
+    return runs.read_measured(job.folder).get("step", -1) >= job.config.training.steps
 
 
 def _check_builds(plan: Plan) -> dict[str, Mapping[str, str]]:

@@ -1,6 +1,5 @@
 """`snaprl report`: what came of the runs in a folder, as a page fit to be shown."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,6 @@ from snaprl.training.sweeps.page import (
 )
 from snaprl.training.sweeps.plan import Plan
 from snaprl.training.sweeps.processes import CONFIGS
-from snaprl.training.sweeps.worker import MEASURED
 
 METRICS = {  # that a table may show, the most telling first, and how they are called
     "level": "L reached",
@@ -143,10 +141,7 @@ def _read(folder: Path) -> Iterator[Run]:
 def _numbers(run: Run) -> dict[str, Any]:
     """The last report, the evaluation if it is of that time, and the median speed."""
     speeds = [row["steps_per_s"] for row in run.rows if row.get("steps_per_s")]
-    try:
-        measured = json.loads((run.folder / MEASURED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        measured = {}
+    measured = runs.read_measured(run.folder)
     if measured.get("step") != run.rows[-1]["step"]:  # it went on since, and was broken off
         measured = {}
     return {**run.rows[-1], **measured, "steps_per_s": float(np.median(speeds or [np.nan]))}

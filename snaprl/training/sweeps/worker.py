@@ -1,7 +1,6 @@
 """One run of a sweep, in a process of its own: trained or gone on with, and then measured."""
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -12,7 +11,6 @@ from pathlib import Path
 
 from snaprl.training.errors import UserError
 
-MEASURED = "evaluation.json"  # in a run's folder, once it is done
 STOPPED = 130  # exit code of a run that was asked to stop
 GOODBYE_S = 10.0  # in which it leaves a checkpoint
 
@@ -51,6 +49,7 @@ def _work(path: Path, folder: Path, seed: int) -> int:
     from snaprl.training import cli, config
     from snaprl.training.plot import plot
     from snaprl.training.run import Run, evaluate
+    from snaprl.training.runs import write_measured
 
     cli._prepare_jax()
     loaded = config.load(path, ["--seed", str(seed)])
@@ -60,9 +59,7 @@ def _work(path: Path, folder: Path, seed: int) -> int:
         return STOPPED
     result = evaluate(folder)
     plot([folder])
-    new = folder / f"{MEASURED}.new"
-    new.write_text(json.dumps(result) + "\n", encoding="utf-8")
-    new.replace(folder / MEASURED)
+    write_measured(folder, result)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import tomli_w
@@ -9,9 +10,10 @@ import tomli_w
 from snaprl.training import config as configs
 from snaprl.training.errors import UserError
 from snaprl.training.loops import prepare
+from snaprl.training.supervised import build as supervised
 from snaprl.training.sweeps import command, page, plan
 from snaprl.training.sweeps.page import Heading, Picture, Table, Words
-from snaprl.training.sweeps.report import report
+from snaprl.training.sweeps.report import METRICS, report
 
 SWEEP = """
 config = "copy"
@@ -143,6 +145,14 @@ def test_the_sweeps_that_come_along_are_sound(name, tmp_path):
     found = plan.read(plan.find(name), tmp_path)
     assert found.jobs
     assert found.title
+    assert found.metric in METRICS
+    assert found.tune_by in METRICS
+    kinds = {job.base.partition("-model")[0]: job.config for job in found.jobs}
+    for config in kinds.values():
+        if config.task.kwargs.get("path"):  # a corpus that everyone has to bring along
+            config = replace(config, task=replace(config.task, kwargs={"vocabulary": "byte"}))
+        if config.model.features < 512:  # the pattern of a larger one takes its time
+            supervised.build(config)
 
 
 HELD = """
