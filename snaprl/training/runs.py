@@ -105,7 +105,7 @@ def read(folder: Path) -> Run:
     known = {k: list(v) if isinstance(v, tuple) else v for k, v in _flat(default)}
     settings = known | dict(_flat(tables))
     told = {k: v for k, v in settings.items() if k not in UNSEEN}
-    return Run(folder, told, rows, settings["seed"])
+    return Run(folder, told, rows, tables.get("seed", 0))
 
 
 def read_measured(folder: Path) -> dict[str, Any]:
