@@ -70,10 +70,14 @@ class Actor:
         """
         self._agent, self._envs = agent, envs
         self._unroll, self._discount, self._alive = unroll, discount, alive
-        self._streams = np.arange(first_stream, first_stream + envs.streams, dtype=np.int32)
+        self._streams = first_stream + np.arange(envs.streams, dtype=np.int32)
         self._step = jax.jit(self._step_traced)
         self._observe = jax.jit(agent.observe)
         self._value = jax.jit(self._value_traced)
+
+    def stand_in(self, index: int) -> None:
+        """Takes the streams of actor `index`, of actors that have as many streams each."""
+        self._streams = index * self._envs.streams + np.arange(self._envs.streams, dtype=np.int32)
 
     @property
     def exact(self) -> bool:

@@ -26,13 +26,14 @@ OWN = {"CPU", "memory", "object_store_memory"}  # resources that Ray knows by ot
 class _Remote:
     """What lives on the cluster: an actor, and the parameters that it last saw.
 
-    It learns which actor it is when it first plays: a spare one has all but that behind it.
+    It learns which actor it is when it first plays for the learner: a spare one has all but that
+    behind it, imports, environments and compiling.
     """
 
     def __init__(self, make: MakeActor, played: Layout, variables: Layout):
         self._make = make
         self._actor: Any = None
-        self._state: Any = None
+        self._state: Any = None  # of an actor that plays for the learner
         self._played, self._layout = played, variables
         self._version, self._variables = -1, None
         self._beat_s = time.monotonic()
@@ -44,19 +45,30 @@ class _Remote:
     def _touch(self) -> None:
         self._beat_s = time.monotonic()
 
+    def warm_up(self, version: int, parameters: np.ndarray) -> None:
+        """Plays a segment for nobody, so that the first one for the learner comes at once."""
+        actor = self._make(0, alive=self._touch)
+        self._read(version, parameters)
+        actor.play(self._variables, actor.start(0))
+        self._actor = actor
+
     def play(self, index: int, seed: int, version: int, parameters: np.ndarray) -> np.ndarray:
         """A segment as one buffer, uint8 `[nbytes]`."""
-        if self._actor is None:
-            self._actor = self._make(index, alive=self._touch)
+        if self._state is None:
+            self._actor = self._actor or self._make(index, alive=self._touch)
+            self._actor.stand_in(index)
             self._state = self._actor.start(seed)
-        if version != self._version:
-            # a copy: Ray's store may take its memory back
-            self._variables = jax.device_put(self._layout.views(parameters.copy()))
-            self._version = version
+        self._read(version, parameters)
         self._state, played = self._actor.play(self._variables, self._state)
         buffer = np.zeros(self._played.nbytes, np.uint8)
         self._played.write(played, buffer)
         return buffer
+
+    def _read(self, version: int, parameters: np.ndarray) -> None:
+        if version != self._version:
+            # a copy: Ray's store may take its memory back
+            self._variables = jax.device_put(self._layout.views(parameters.copy()))
+            self._version = version
 
 
 class _Order(NamedTuple):
@@ -165,7 +177,7 @@ class RayEngine:
             for actor in range(self._count):
                 self._begin(actor)
             if not self._lacking(self._count + 1):
-                self._spare = self._remote()
+                self._spare = self._stand_by()
         self._replace_late()  # whatever the others send
         ready, _ = self._ray.wait(self._first_of_each(), num_returns=1, timeout=timeout_s)
         if not ready:
@@ -262,6 +274,12 @@ class RayEngine:
         remote = self._ray.remote(concurrency_groups={SIGNS: 1})(_Remote).options(**options)
         return remote.remote(self._make, self._played, self._variables)
 
+    def _stand_by(self) -> Any:
+        """One for the place of the next that fails; if it fails itself, that is seen then."""
+        spare = self._remote()
+        spare.warm_up.remote(self._version, self._parameters)
+        return spare
+
     def _begin(self, actor: int) -> None:
         """Asks an actor that has not played yet for its first segments."""
         self._seeds[actor] = int(self._seed.spawn(1)[0].generate_state(1)[0])
@@ -314,5 +332,5 @@ class RayEngine:
         if self._spare is None:
             self._handles[actor] = self._remote()
         else:
-            self._handles[actor], self._spare = self._spare, self._remote()
+            self._handles[actor], self._spare = self._spare, self._stand_by()
         self._begin(actor)

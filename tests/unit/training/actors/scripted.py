@@ -44,6 +44,9 @@ class Scripted:
     def __init__(self, fault: str, alive):
         self._fault, self._alive, self._count = fault, alive, 0
 
+    def stand_in(self, index: int) -> None:
+        pass
+
     def start(self, seed: int) -> int:
         self._seed = seed
         return 0

@@ -7,19 +7,25 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 from unit.training.actors.scripted import arguments
 from unit.training.actors.test_processes import WAIT_S, gone, weights
 
-from snaprl.training import cluster
+from snaprl.training import build, cluster
+from snaprl.training import config as configs
 from snaprl.training.actors import RayEngine, on_ray
 from snaprl.training.errors import UserError
+from snaprl.training.schema import TrainingConfig
 
+SMALL = TrainingConfig(unroll=3, steps=64)
 # looked for, not imported: that is settled with the first address
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is an extra")
 
@@ -175,6 +181,26 @@ def test_what_is_called_within_a_time_tells_what_the_call_tells():
 
         with pytest.raises(type(error), match="its own"):
             cluster.within(5.0, fail)
+
+
+def test_one_that_was_warmed_up_plays_what_another_would():
+    """Its streams, from their beginning; what it played for nobody has left no trace."""
+    config = replace(configs.load("tmaze_ray"), training=replace(SMALL, streams=4))
+    built = build.build(config)
+    engine = build.make_engine(config, built)
+    assert isinstance(engine, RayEngine)
+    packed = np.asarray(engine._pack(built.agent.init(jax.random.key(0), 2)))
+    played = []
+    for warm in (True, False):
+        one = on_ray._Remote(engine._make, engine._played, engine._variables)
+        if warm:
+            one.warm_up(3, 0 * packed)
+        played.append([one.play(1, 7, version, packed) for version in (4, 5)])
+    np.testing.assert_array_equal(*played)
+    for number, buffer in enumerate(played[0]):
+        segment = engine._played.views(buffer).segment
+        assert segment.stream.tolist() == [2, 3]
+        assert segment.number.tolist() == [number, number]
 
 
 def test_an_actor_is_given_what_the_config_asks_for():
