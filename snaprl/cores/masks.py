@@ -79,14 +79,22 @@ def apply_mask(tree: Params, mask: Params) -> dict[str, Any]:
 
     def leaf(path: tuple, value: Array) -> Array:
         keep: Any = mask
-        for part in path:
-            keep = keep.get(part.key) if keep is not None else None
+        for name in names(path):
+            keep = keep.get(name) if keep is not None else None
         if keep is None:
             return value
         keep = keep.reshape((1,) * (value.ndim - keep.ndim) + keep.shape)
         return jnp.where(keep != 0, value, 0)
 
     return jax.tree.map_with_path(leaf, tree)
+
+
+def names(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The names on jax's path to a leaf; an nnx variable's array has none beside the variable's."""
+    found = tuple(
+        getattr(part, "key", getattr(part, "idx", getattr(part, "name", None))) for part in path
+    )
+    return found[:-1] if path and path[-1] == jax.tree_util.GetAttrKey("value") else found
 
 
 def _walk(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
