@@ -16,22 +16,39 @@ from snaprl.cores.types import Array, Params
 class Mask:
     """A mask that can be compared and hashed, so that a module which holds one can be, too."""
 
-    def __init__(self, tree: Mapping[str, Any]):
+    def __init__(self, tree: Mapping[str, Any], *, room: float = 1.0):
         """Copies `tree`.
 
         Args:
           tree: nested mappings of 0/1 arrays.
+          room: how much larger what `SnAp` of order 2 and higher and `RTRL` carry is made than this
+            mask needs, for the masks that `rewire` puts in its place: 1.5 is half as much again.
+            The influence holds so many times the pairs of units; a fan-in that is the same for all
+            units stays as it is, and another one grows as much, up to every input.
 
         Raises:
-          ValueError: an entry is neither 0 nor 1.
+          TypeError: `tree` is no mapping.
+          ValueError: an entry is neither 0 nor 1, or the room is less than 1.
         """
+        if not isinstance(tree, Mapping):
+            raise TypeError(
+                f"mask is of type {type(tree).__name__}; it must be nested dicts of 0/1 arrays "
+                "under the cell's own names, such as sparsity.mask makes"
+            )
+        if room < 1:
+            raise ValueError(f"room is {room}; it must be at least 1, which is no more than needed")
+        self.room = room
         self.leaves = {path: np.array(leaf) for path, leaf in _walk(tree)}
         for path, leaf in self.leaves.items():
             if not np.isin(leaf, (0, 1)).all():
                 raise ValueError(f"mask {'/'.join(path)} has entries other than 0 and 1")
             leaf.setflags(write=False)
-        self._key = tuple(
-            (path, leaf.shape, leaf.astype(bool).tobytes()) for path, leaf in self.leaves.items()
+        self._key = (
+            room,
+            tuple(
+                (path, leaf.shape, leaf.astype(bool).tobytes())
+                for path, leaf in self.leaves.items()
+            ),
         )
 
     def __eq__(self, other: object) -> bool:

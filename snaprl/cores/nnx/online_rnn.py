@@ -17,6 +17,7 @@ from snaprl.cores import checks, online_rnn
 from snaprl.cores.masks import Mask
 from snaprl.cores.nnx import cells
 from snaprl.cores.rewire import rewire
+from snaprl.cores.room import first_pattern
 from snaprl.cores.snap import SnAp
 from snaprl.cores.types import Array, CoreState, GradientMethod, PyTree
 
@@ -72,11 +73,13 @@ class OnlineRNN(nnx.Module):
         self.pattern: Wiring | None = nnx.data(None)
         self.time_major = time_major
         apart = self._apart(keep)
-        self._first_mask = Mask(apart) if apart else None
+        room = mask.room if isinstance(mask, Mask) else 1.0
+        self._first_mask = Mask(apart, room=room) if apart else None
         if apart:
             params = self._variables()["params"]["cell"]
             inputs: Any = jax.ShapeDtypeStruct((1, self.cell.in_features), self.cell.param_dtype)
-            self._set_pattern(method.pattern(cells.linen_cell(cell), params, apart, inputs))
+            linen = cells.linen_cell(cell)
+            self._set_pattern(first_pattern(method, linen, params, self._first_mask, inputs))
 
     def initialize_carry(
         self, input_shape: tuple[int, ...], rngs: nnx.Rngs | nnx.RngStream | Array
