@@ -24,9 +24,9 @@ def rewire(
     """Gives a core another mask, without recompiling what runs it.
 
     The influence of weights that stay is carried over; that of new ones starts at 0, as does what
-    reaches a unit on a way that was not there before. Estimates drawn at random, those of `UORO`,
-    `KFRTRL` and `OKRTRL`, are factors that no weight has a place in: they stay as they were, and
-    tell of a new weight what they had drawn for it.
+    reaches a unit on a way that was not there before. Only estimates, those of `UORO`, `KFRTRL` and
+    `OKRTRL`, stay as they were: of a new weight they tell what they drew for it while it was not
+    there.
 
     Args:
       rnn: the module, made with a mask.
