@@ -77,6 +77,11 @@ class Mask:
                     f"mask {name} has shape {leaf.shape}; the parameter has {shapes[path]}"
                 )
 
+    def check_leaves(self, old: "Mask") -> None:
+        """Raises ValueError where this mask cannot take the place of `old`."""
+        if self.leaves.keys() != old.leaves.keys():
+            raise ValueError(f"the new mask has other leaves, {self}, than the core's own, {old}")
+
     def tree(self) -> dict[str, Any]:
         """The mask as nested dicts of boolean numpy arrays."""
         nested: dict[str, Any] = {}

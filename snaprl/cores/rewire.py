@@ -71,7 +71,8 @@ def _checked(
             f"which weights a {type(rnn.cell).__name__} has follows from its seed, and stays so; "
             f"use {type(other.cell).__name__} with a mask"
         )
-    held: Any = unfreeze(variables)
+    given: Any = variables
+    held: Any = unfreeze(given)
     for name in ("params", "sparsity"):
         if "cell" not in held.get(name, {}):
             raise ValueError(
@@ -79,7 +80,6 @@ def _checked(
                 "be made with a mask: OnlineRNN(cell, mask=...)"
             )
     new, old = (m if isinstance(m, Mask) else Mask(m) for m in (mask, held["sparsity"]["cell"]))
-    if new.leaves.keys() != old.leaves.keys():
-        raise ValueError(f"the new mask has other leaves, {new}, than the core's own, {old}")
+    new.check_leaves(old)
     new.check(held["params"]["cell"])
     return held, new
