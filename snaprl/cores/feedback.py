@@ -12,15 +12,18 @@ from snaprl.cores.types import Array
 
 
 class FeedbackDense(nn.Module):
-    """`nn.Dense`, with the parameters of `nn.Dense`; its inputs receive `dL/dy B^T`, B fixed.
+    """`nn.Dense`, whose inputs receive `dL/dy B^T`, B fixed.
 
-    B is drawn once, in the variable collection `feedback`, which no optimiser touches.
+    The parameters are those of an `nn.Dense`, one level down: under `Dense_0`. B is drawn once, in
+    the variable collection `feedback`, which no optimiser touches.
 
     Example:
       >>> readout = FeedbackDense(5)
       >>> variables = readout.init(jax.random.key(0), jax.numpy.zeros((4, 16, 64)))
       >>> sorted(variables)
       ['feedback', 'params']
+      >>> sorted(variables["params"]["Dense_0"])
+      ['bias', 'kernel']
 
     Attributes:
       features: outputs.

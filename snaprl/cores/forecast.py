@@ -1,6 +1,8 @@
 """How much memory an influence will take, said before it is made."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +16,7 @@ from snaprl.cores.types import GradientMethod, Params, PyTree
 from snaprl.cores.unitwise import UnitwiseCell
 
 GIB = 2**30
+_OWN_GROUPS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def check(
@@ -26,6 +29,10 @@ def check(
     mask: Params,
 ) -> None:
     """Raises ValueError where the influence does not fit into memory, with what would.
+
+    That of all streams is compared with the whole memory of one device, the first of this process:
+    nothing is known here of what else is there, nor of other devices that a carry may be laid over.
+    A CPU's memory is the machine's, or what its control group may take where that is less.
 
     Args:
       influence: its shapes.
@@ -110,4 +117,29 @@ def _memory() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_limits()])
+
+
+def _limits() -> Iterator[int]:
+    """Bytes that control groups, as containers and job schedulers set them, leave this process."""
+    for line in _read(_OWN_GROUPS).splitlines():  # number:controllers:path
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, name = _GROUPS, "memory.max"  # version 2
+        elif "memory" in controllers.split(","):
+            top, name = _GROUPS / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = Path(path.lstrip("/"))
+        for folder in (group, *group.parents):  # those above bind as well
+            limit = _read(top / folder / name).strip()
+            if limit.isdigit():  # "max" is none
+                yield int(limit)
+
+
+def _read(file: Path) -> str:
+    """What is in a file; '' where there is none, or none that we may see."""
+    try:
+        return file.read_text("utf-8")
+    except OSError:
+        return ""

@@ -16,22 +16,39 @@ from snaprl.cores.types import Array, Params
 class Mask:
     """A mask that can be compared and hashed, so that a module which holds one can be, too."""
 
-    def __init__(self, tree: Mapping[str, Any]):
+    def __init__(self, tree: Mapping[str, Any], *, room: float = 1.0):
         """Copies `tree`.
 
         Args:
           tree: nested mappings of 0/1 arrays.
+          room: how much larger what `SnAp` of order 2 and higher and `RTRL` carry is made than this
+            mask needs, for the masks that `rewire` puts in its place: 1.5 is half as much again.
+            The influence holds so many times the pairs of units; a fan-in that is the same for all
+            units stays as it is, and another one grows as much, up to every input.
 
         Raises:
-          ValueError: an entry is neither 0 nor 1.
+          TypeError: `tree` is no mapping.
+          ValueError: an entry is neither 0 nor 1, or the room is less than 1.
         """
+        if not isinstance(tree, Mapping):
+            raise TypeError(
+                f"mask is of type {type(tree).__name__}; it must be nested dicts of 0/1 arrays "
+                "under the cell's own names, such as sparsity.mask makes"
+            )
+        if room < 1:
+            raise ValueError(f"room is {room}; it must be at least 1, which is no more than needed")
+        self.room = room
         self.leaves = {path: np.array(leaf) for path, leaf in _walk(tree)}
         for path, leaf in self.leaves.items():
             if not np.isin(leaf, (0, 1)).all():
                 raise ValueError(f"mask {'/'.join(path)} has entries other than 0 and 1")
             leaf.setflags(write=False)
-        self._key = tuple(
-            (path, leaf.shape, leaf.astype(bool).tobytes()) for path, leaf in self.leaves.items()
+        self._key = (
+            room,
+            tuple(
+                (path, leaf.shape, leaf.astype(bool).tobytes())
+                for path, leaf in self.leaves.items()
+            ),
         )
 
     def __eq__(self, other: object) -> bool:
@@ -60,6 +77,11 @@ class Mask:
                     f"mask {name} has shape {leaf.shape}; the parameter has {shapes[path]}"
                 )
 
+    def check_leaves(self, old: "Mask") -> None:
+        """Raises ValueError where this mask cannot take the place of `old`."""
+        if self.leaves.keys() != old.leaves.keys():
+            raise ValueError(f"the new mask has other leaves, {self}, than the core's own, {old}")
+
     def tree(self) -> dict[str, Any]:
         """The mask as nested dicts of boolean numpy arrays."""
         nested: dict[str, Any] = {}
@@ -79,14 +101,22 @@ def apply_mask(tree: Params, mask: Params) -> dict[str, Any]:
 
     def leaf(path: tuple, value: Array) -> Array:
         keep: Any = mask
-        for part in path:
-            keep = keep.get(part.key) if keep is not None else None
+        for name in names(path):
+            keep = keep.get(name) if keep is not None else None
         if keep is None:
             return value
         keep = keep.reshape((1,) * (value.ndim - keep.ndim) + keep.shape)
         return jnp.where(keep != 0, value, 0)
 
     return jax.tree.map_with_path(leaf, tree)
+
+
+def names(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The names on jax's path to a leaf; an nnx variable's array has none beside the variable's."""
+    found = tuple(
+        getattr(part, "key", getattr(part, "idx", getattr(part, "name", None))) for part in path
+    )
+    return found[:-1] if path and path[-1] == jax.tree_util.GetAttrKey("value") else found
 
 
 def _walk(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:

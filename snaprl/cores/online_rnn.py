@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from snaprl.cores import checks, forecast, segment
 from snaprl.cores.cells import is_unitwise, unitwise
 from snaprl.cores.masks import Mask, apply_mask
+from snaprl.cores.room import first_pattern
 from snaprl.cores.snap import SnAp
 from snaprl.cores.stand_in import stand_in
 from snaprl.cores.types import Array, CoreState, GradientMethod, PyTree, Sparsity
@@ -242,7 +243,7 @@ def _sparsity(
     if mask is not None:
         mask.check(params)
     tree = {} if mask is None else mask.tree()
-    return Sparsity(tree, method.pattern(cell, params, tree, inputs))
+    return Sparsity(tree, first_pattern(method, cell, params, mask, inputs))
 
 
 def _hashable(cell: nn.RNNCellBase) -> bool:

@@ -5,23 +5,28 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.core import unfreeze
 
+from snaprl.cores import checks
 from snaprl.cores.masks import Mask
 from snaprl.cores.online_rnn import OnlineRNN
+from snaprl.cores.stand_in import stand_in
 from snaprl.cores.types import CoreState, PyTree, Sparsity
 
 
 def rewire(
     rnn: OnlineRNN,
     variables: Mapping[str, Any],
-    mask: Mapping[str, Any],
+    mask: Mapping[str, Any] | Mask,
     input_shape: tuple[int, ...],
     carry: CoreState | None = None,
 ) -> tuple[dict[str, Any], CoreState | None]:
     """Gives a core another mask, without recompiling what runs it.
 
     The influence of weights that stay is carried over; that of new ones starts at 0, as does what
-    reaches a unit on a way that was not there before.
+    reaches a unit on a way that was not there before. Only estimates, those of `UORO`, `KFRTRL` and
+    `OKRTRL`, stay as they were: of a new weight they tell what they drew for it while it was not
+    there.
 
     Args:
       rnn: the module, made with a mask.
@@ -34,17 +39,19 @@ def rewire(
       `(variables, carry)` under the new mask, in the shapes of the old ones.
 
     Raises:
-      ValueError: the mask has other leaves, or its pattern does not fit the shapes of the first:
-        start from a mask that leaves room, or make the core anew.
+      TypeError: the mask is none, or the carry is no `CoreState`.
+      ValueError: the core has no mask; the new one has other leaves or shapes, or its pattern does
+        not fit the shapes of the first: give that one room, by `Mask(mask, room=...)`, or make the
+        core anew.
     """
-    old: Any = variables["sparsity"]
-    tree = Mask(jax.tree.map(np.asarray, mask)).tree()
-    if jax.tree.structure(tree) != jax.tree.structure(jax.tree.map(np.asarray, dict(old["cell"]))):
-        raise ValueError("the new mask has other leaves than the one that the core was made with")
-    params: Any = variables["params"]["cell"]
+    held, new = _checked(rnn, variables, mask)
+    if carry is not None:
+        checks.check_carry(carry)
+    params, old = held["params"]["cell"], held["sparsity"]
     cell: Any = rnn.cell.clone(parent=None, name=None)
     inputs: Any = jax.ShapeDtypeStruct(tuple(input_shape), np.float32)
     before = Sparsity(old["cell"], old.get("pattern", ()))
+    tree = new.tree()
     after = Sparsity(tree, rnn.method.pattern(cell, params, tree, inputs, before.pattern))
     collection: dict[str, PyTree] = {"cell": after.mask}
     if after.pattern != ():
@@ -52,4 +59,27 @@ def rewire(
     if carry is not None:
         influence = rnn.method.transfer(cell, params, before, after, carry.influence)
         carry = carry._replace(influence=influence)
-    return {**variables, "sparsity": collection}, carry
+    return {**held, "sparsity": collection}, carry
+
+
+def _checked(
+    rnn: OnlineRNN, variables: Mapping[str, Any], mask: Mapping[str, Any] | Mask
+) -> tuple[dict[str, Any], Mask]:
+    """The variables as dicts, and the mask, which fits them."""
+    if (other := stand_in(rnn.cell)) is not None:
+        raise ValueError(
+            f"which weights a {type(rnn.cell).__name__} has follows from its seed, and stays so; "
+            f"use {type(other.cell).__name__} with a mask"
+        )
+    given: Any = variables
+    held: Any = unfreeze(given)
+    for name in ("params", "sparsity"):
+        if "cell" not in held.get(name, {}):
+            raise ValueError(
+                f"variables hold no {name}/cell; they must be the core's own, and the core must "
+                "be made with a mask: OnlineRNN(cell, mask=...)"
+            )
+    new, old = (m if isinstance(m, Mask) else Mask(m) for m in (mask, held["sparsity"]["cell"]))
+    new.check_leaves(old)
+    new.check(held["params"]["cell"])
+    return held, new

@@ -80,6 +80,7 @@ class OnlineStack(nn.Module):
         self, carry: tuple[CoreState, ...], xs: Array, resets: Array | None = None
     ) -> tuple[tuple[CoreState, ...], Array]:
         """Runs a segment through every layer; as in `OnlineRNN`, `ys` are the uppermost layer's."""
+        _check_parts(carry, self.layers)
         states = []
         for layer, state in zip(self.layers, carry, strict=True):
             state, xs = layer(state, xs, resets)
@@ -90,6 +91,7 @@ class OnlineStack(nn.Module):
         self, carry: tuple[CoreState, ...], x: Array, reset: Array | None = None
     ) -> tuple[tuple[CoreState, ...], Array]:
         """Acts: one step of every layer, no influence touched."""
+        _check_parts(carry, self.layers)
         states = []
         for layer, state in zip(self.layers, carry, strict=True):
             state, x = layer.step(state, x, reset)
@@ -108,7 +110,12 @@ class StackedCell(nn.RNNCellBase):
 
     @nn.compact
     def __call__(self, carry: PyTree, inputs: Array) -> tuple[PyTree, Array]:
-        """One step: `(carry, inputs [B, M])` to `(carry, outputs)` of the uppermost cell."""
+        """One step: `(carry, inputs [B, M])` to `(carry, outputs)` of the uppermost cell.
+
+        Raises:
+          ValueError: the carry is not that of as many cells.
+        """
+        _check_parts(carry, self.cells)
         after = []
         for cell, state in zip(self.cells, carry, strict=True):
             state, inputs = cell(state, inputs)
@@ -123,13 +130,25 @@ class StackedCell(nn.RNNCellBase):
         for key, cell in zip(keys, self.cells, strict=True):
             cell: Any = cell.clone(parent=None, name=None)
             carries.append(cell.initialize_carry(key, input_shape))
-            input_shape = (*input_shape[:-1], cell.features)
+            if len(carries) < len(self.cells):  # what the next one reads
+                x = jax.ShapeDtypeStruct(tuple(input_shape), "float32")
+                (_, y), _ = jax.eval_shape(cell.init_with_output, key, carries[-1], x)
+                input_shape = y.shape
         return tuple(carries)
 
     @property
     def num_feature_axes(self) -> int:
         """Inputs are vectors."""
         return 1
+
+
+def _check_parts(carry: Sequence[Any], cells: Sequence[Any]) -> None:
+    """Raises where a carry is not that of as many cells."""
+    if len(carry) != len(cells):
+        raise ValueError(
+            f"carry has {len(carry)} parts for {len(cells)} cells; initialize_carry makes one for "
+            "each, from the bottom up"
+        )
 
 
 def _outputs(layer: OnlineRNN, state: CoreState, input_shape: tuple[int, ...]) -> int:

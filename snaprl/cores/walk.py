@@ -74,7 +74,10 @@ class Walking:
         after: Sparsity,
         influence: PyTree,
     ) -> PyTree:
-        """As it was: the gradient of a masked weight is dropped, wherever it comes from."""
+        """As it was: the gradient of a masked weight is dropped, wherever it comes from.
+
+        That of a new weight does not start at 0: it is what was drawn for it while it was absent.
+        """
         return influence
 
     def unroll(

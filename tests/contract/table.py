@@ -16,7 +16,10 @@ START, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
 
 
 class Cost(NamedTuple):
-    """Per stream: N units, K inputs of a unit, G gates, s units reached; T steps of a segment."""
+    """Per stream: N units, G gates, U state variables, s units reached; T steps of a segment.
+
+    K inputs of a unit as the kernels have them, and k those of them that the mask leaves.
+    """
 
     memory: str
     time: str
@@ -25,21 +28,25 @@ class Cost(NamedTuple):
 
 ANY, UNITWISE = "any", "unit-wise"
 COST = {
-    "snap1": Cost("N K G", "BPTT's, none of it sequential backward", ANY),
+    "snap1": Cost("U N K G", "BPTT's, none of it sequential backward", ANY),
     "snap0": Cost("none", "less than BPTT's", ANY),
-    "snap2": Cost("s N K G", "s^2 per weight and step, less where D is sparse", ANY),
-    "snap3": Cost("s N K G", "s^2 per weight and step, less where D is sparse", ANY),
-    "rtrl": Cost("N x N K G; sparse: what is ever reached", "N per influence and step", ANY),
+    "snap2": Cost("s U N k G", "s^2 per weight and step, less where D is sparse", ANY),
+    "snap3": Cost("s U N k G", "s^2 per weight and step, less where D is sparse", ANY),
+    "rtrl": Cost(
+        "N x U N K G; sparse: s U N k G, s all that are ever reached",
+        "N per influence and step",
+        ANY,
+    ),
     "bptt": Cost("none; T N (G + 2) inside the segment", "3 N K G per step", ANY),
-    "tail-snap1": Cost("N K G", "BPTT's and SnAp-1's", ANY),
-    "tail-snap2": Cost("s N K G", "BPTT's and SnAp-2's", ANY),
-    "tail-rtrl": Cost("N x N K G", "BPTT's and RTRL's", ANY),
-    "rflo": Cost("N K G", "SnAp-1's", UNITWISE),
-    "eprop": Cost("N K G", "SnAp-1's", UNITWISE),
+    "tail-snap1": Cost("U N K G", "BPTT's and SnAp-1's", ANY),
+    "tail-snap2": Cost("s U N k G", "BPTT's and SnAp-2's", ANY),
+    "tail-rtrl": Cost("RTRL's", "BPTT's and RTRL's", ANY),
+    "rflo": Cost("U N K G", "SnAp-1's", UNITWISE),
+    "eprop": Cost("U N K G", "SnAp-1's", UNITWISE),
     "uoro": Cost("N K G", "every step twice: the backward pass walks again", UNITWISE),
     "kf-rtrl": Cost("2 U N^2 G", "N^3 G per step", UNITWISE),
     "ok-rtrl": Cost("2 R U N^2 G", "R N^3 G per step", UNITWISE),
-    "tail-rflo": Cost("N K G", "BPTT's and RFLO's", UNITWISE),
+    "tail-rflo": Cost("U N K G", "BPTT's and RFLO's", UNITWISE),
     "tail-uoro": Cost("N K G", "BPTT's, and one step of the estimate per step", UNITWISE),
     "frozen": Cost("none", "no gradient of the weights", ANY),
 }

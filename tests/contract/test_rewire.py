@@ -1,13 +1,15 @@
 """A mask that changes: the influence of what stays is carried over, and nothing compiles anew."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import probe, twin
 from contract.registry import DETERMINED, METHODS, B, M
+from flax.core import freeze
 
-from snaprl.cores import CoreState, rewire
+from snaprl.cores import CoreState, Mask, OnlineRNN, SparseGRUCell, rewire
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -76,8 +78,47 @@ def test_a_pattern_that_has_no_room_is_refused():
 
 def test_a_mask_with_other_leaves_is_refused():
     rnn, variables, _ = after_some_steps("snap2", "gru")
-    with pytest.raises(ValueError, match="the new mask has other leaves"):
+    with pytest.raises(ValueError, match=r"the new mask has other leaves, Mask\(hr/kernel\), than"):
         rewire(rnn, variables, {"hr": {"kernel": np.eye(3)}}, (B, M))
+
+
+@pytest.mark.parametrize("method", ["snap1", "snap2"])
+def test_a_leaf_of_another_shape_is_refused(method):
+    """One that broadcasts, too."""
+    rnn, variables, outcome = after_some_steps(method, "gru")
+    mask = probe.draw_mask("gru", 73, 0.6)
+    mask["hr"]["kernel"] = mask["hr"]["kernel"][:1]
+    with pytest.raises(ValueError, match=r"mask hr/kernel has shape \(1, 3\); the parameter has"):
+        rewire(rnn, variables, mask, (B, M), outcome.carry)
+
+
+@pytest.mark.parametrize("wrap", [Mask, freeze])
+def test_masks_and_variables_may_be_of_any_kind(wrap):
+    rnn, variables, outcome = after_some_steps("snap2", "gru")
+    mask = probe.draw_mask("gru", 73, 0.6)
+    expected = rewire(rnn, variables, mask, (B, M), outcome.carry)
+    found = rewire(rnn, freeze(variables), wrap(mask), (B, M), outcome.carry)
+    probe.assert_close(found, expected, 0.0)
+
+
+def test_a_core_without_a_mask_has_none_to_change():
+    sentence = "variables hold no sparsity/cell; they must be the core's own, and the core must be "
+    rnn = OnlineRNN(nn.GRUCell(3))
+    carry = rnn.initialize_carry(jax.random.key(0), (B, M))
+    variables = rnn.init(jax.random.key(1), carry, np.zeros((1, B, M), "f"))
+    with pytest.raises(ValueError, match=sentence):
+        rewire(rnn, variables, {"hr": {"kernel": np.eye(3)}}, (B, M))
+    sentence = "a SparseGRUCell has follows from its seed, and stays so; use GRUCell with a mask"
+    with pytest.raises(ValueError, match=sentence):
+        rewire(OnlineRNN(SparseGRUCell(3, fan_in=2)), variables, {}, (B, M))
+
+
+def test_what_is_no_mask_and_no_carry_is_refused():
+    rnn, variables, outcome = after_some_steps("snap2", "gru")
+    with pytest.raises(TypeError, match="mask is of type list; it must be nested dicts of 0/1"):
+        rewire(rnn, variables, [np.eye(3)], (B, M))  # type: ignore
+    with pytest.raises(TypeError, match="carry is of type tuple; it must be the CoreState"):
+        rewire(rnn, variables, probe.dense_mask("gru"), (B, M), tuple(outcome.carry))  # type: ignore
 
 
 def test_without_a_carry_there_is_none():

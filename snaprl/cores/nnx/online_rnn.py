@@ -17,6 +17,7 @@ from snaprl.cores import checks, online_rnn
 from snaprl.cores.masks import Mask
 from snaprl.cores.nnx import cells
 from snaprl.cores.rewire import rewire
+from snaprl.cores.room import first_pattern
 from snaprl.cores.snap import SnAp
 from snaprl.cores.types import Array, CoreState, GradientMethod, PyTree
 
@@ -72,11 +73,13 @@ class OnlineRNN(nnx.Module):
         self.pattern: Wiring | None = nnx.data(None)
         self.time_major = time_major
         apart = self._apart(keep)
-        self._first_mask = Mask(apart) if apart else None
+        room = mask.room if isinstance(mask, Mask) else 1.0
+        self._first_mask = Mask(apart, room=room) if apart else None
         if apart:
             params = self._variables()["params"]["cell"]
             inputs: Any = jax.ShapeDtypeStruct((1, self.cell.in_features), self.cell.param_dtype)
-            self._set_pattern(method.pattern(cells.linen_cell(cell), params, apart, inputs))
+            linen = cells.linen_cell(cell)
+            self._set_pattern(first_pattern(method, linen, params, self._first_mask, inputs))
 
     def initialize_carry(
         self, input_shape: tuple[int, ...], rngs: nnx.Rngs | nnx.RngStream | Array
@@ -158,6 +161,7 @@ class OnlineRNN(nnx.Module):
           ValueError: the mask has other leaves, or the method has no room for what it connects.
         """
         keep = _checked(mask, self.cell)
+        Mask(keep).check_leaves(Mask(self._held()))
         shape = (1, self.cell.in_features)
         variables, carry = rewire(self._linen(), self._variables(), self._apart(keep), shape, carry)
         for layer, leaves in self.mask.items():
@@ -176,14 +180,17 @@ class OnlineRNN(nnx.Module):
         """The cell's parameters and their mask, in the places where linen looks for them."""
         features, dtype = self.cell.hidden_features, self.cell.param_dtype
         params = cells.apart(self.cell, cells.parameters(self.cell), jnp.zeros(features, dtype))
-        mask = {
-            layer: {leaf: keep[...] for leaf, keep in leaves.items()}
-            for layer, leaves in self.mask.items()
-        }
-        sparsity: dict[str, Any] = {"cell": self._apart(mask)}
+        sparsity: dict[str, Any] = {"cell": self._apart(self._held())}
         if self.pattern is not None:
             sparsity["pattern"] = self.pattern.get_value()
         return {"params": {"cell": params}, "sparsity": sparsity}
+
+    def _held(self) -> dict[str, Any]:
+        """The mask as nested dicts, under the cell's own names."""
+        return {
+            layer: {leaf: keep[...] for leaf, keep in leaves.items()}
+            for layer, leaves in self.mask.items()
+        }
 
     def _apart(self, mask: Mapping[str, Any]) -> dict[str, Any]:
         """A mask of the cell as one of linen's."""

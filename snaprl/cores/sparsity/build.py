@@ -41,7 +41,8 @@ def mask(
 
     Raises:
       TypeError: `cell` is not one that is known to be unit-wise.
-      ValueError: a pattern does not fit its kernel, or gives something else than 0 and 1.
+      ValueError: a pattern does not fit its kernel, or gives something else than 0 and 1; or the
+        units of the cell read no others, and there is no recurrent kernel.
 
     Example:
       >>> from snaprl.cores import OnlineRNN, sparsity
@@ -53,6 +54,11 @@ def mask(
     """
     view = unitwise(cell)
     check_positive("input_size", input_size)
+    if pattern is not None and not view.recurrent:
+        raise ValueError(
+            f"the units of {type(cell).__name__} read no others: it has no recurrent kernel for a "
+            "pattern; give None for it, and inputs= where the input kernels are to have one"
+        )
     rng = np.random.default_rng(seed)
     kinds = (
         (pattern, view.recurrent, (view.features, view.features)),

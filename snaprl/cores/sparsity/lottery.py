@@ -69,6 +69,6 @@ def _check_one_network(params: Params, early: Params) -> None:
     for path in now | then:
         if then.get(path) != now.get(path):
             raise ValueError(
-                f"{'/'.join(path)} has shape {then.get(path)} in early and {now.get(path)} in "
-                "params; rewind to parameters of the same network"
+                f"{'/'.join(map(str, path))} has shape {then.get(path)} in early and "
+                f"{now.get(path)} in params; rewind to parameters of the same network"
             )

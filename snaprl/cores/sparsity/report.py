@@ -24,7 +24,7 @@ def density(tree: Params | MaskTree) -> dict[str, float]:
       >>> density({"hr": {"kernel": np.eye(4)}, "hz": {"kernel": np.ones((4, 4))}})
       {'hr/kernel': 0.25, 'hz/kernel': 1.0, 'total': 0.625}
     """
-    leaves = {"/".join(path): np.asarray(leaf) for path, leaf in flat(tree).items()}
+    leaves = {"/".join(map(str, path)): np.asarray(leaf) for path, leaf in flat(tree).items()}
     size = sum(leaf.size for leaf in leaves.values())
     if not size:
         raise ValueError("the tree has no entries; give a mask or parameters")

@@ -45,11 +45,11 @@ def with_mask(opt_state: State, mask: MaskTree) -> State:
     held, new = flat_mask(_holder(opt_state).mask), flat_mask(mask)
     fitting(nested(held), new)
     fitting(nested(new), held)
-    return jax.tree.map(
-        lambda node: node._replace(mask=nested(new)) if _holds_mask(node) else node,
-        opt_state,
-        is_leaf=_holds_mask,
-    )
+
+    def put(node: Any) -> Any:
+        return node._replace(mask=replaced(node.mask, new)) if _holds_mask(node) else node
+
+    return jax.tree.map(put, opt_state, is_leaf=_holds_mask)
 
 
 def reset_moments(opt_state: State, mask_tm1: MaskTree, mask_t: MaskTree) -> State:

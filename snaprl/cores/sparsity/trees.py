@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from snaprl.cores.masks import Mask
+from snaprl.cores.masks import Mask, names
 from snaprl.cores.types import Array, Params, PyTree
 
 Path = tuple[Any, ...]  # names, mostly
@@ -15,17 +15,23 @@ MaskTree = Mapping[str, Any] | Mask
 
 
 def flat(tree: MaskTree) -> dict[Path, Any]:
-    """The leaves of a tree or mask by their paths."""
-    return traverse_util.flatten_dict(tree.tree() if isinstance(tree, Mask) else tree)
+    """The leaves of a tree or mask by their paths, in the order that jax gives them.
+
+    A tree may be an `nnx.State`, with or without its variables.
+    """
+    tree = tree.tree() if isinstance(tree, Mask) else tree
+    # a list is an array that is written out
+    leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda node: isinstance(node, list))
+    return {names(path): leaf for path, leaf in leaves}
 
 
 def flat_mask(mask: MaskTree) -> dict[Path, Array]:
-    """The leaves of a mask by their paths, bool, in the order that jax gives them.
+    """The leaves of a mask by their paths, bool.
 
     They are copies. A mask lies beside the parameters and in an optimiser's state, and a step that
     may overwrite both must not find one buffer in two places.
     """
-    return {path: jnp.array(leaf, bool) for path, leaf in sorted(flat(mask).items())}
+    return {path: jnp.array(leaf, bool) for path, leaf in flat(mask).items()}
 
 
 def plain_mask(mask: MaskTree) -> dict[str, Any]:
@@ -42,7 +48,7 @@ def replaced(tree: PyTree, leaves: Mapping[Path, Any]) -> PyTree:
     """A tree with some leaves exchanged; its kinds of nodes stay as they are."""
 
     def leaf(path: tuple, value: Any) -> Any:
-        return leaves.get(tuple(getattr(part, "key", None) for part in path), value)
+        return leaves.get(names(path), value)
 
     return jax.tree.map_with_path(leaf, tree)
 
@@ -55,9 +61,9 @@ def fitting(tree: Params, mask: Mapping[Path, Array]) -> dict[Path, Array]:
     """
     leaves = flat(tree)
     for path, keep in mask.items():
-        name = "/".join(path)
+        name = "/".join(map(str, path))
         if path not in leaves:
-            known = ", ".join("/".join(p) for p in leaves)
+            known = ", ".join("/".join(map(str, p)) for p in leaves)
             raise ValueError(f"mask {name} masks nothing in the tree; it has {known}")
         if jnp.shape(leaves[path]) != keep.shape:
             raise ValueError(

@@ -1,11 +1,12 @@
 """Masks as values: compared, hashed, checked against a cell's parameters."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from snaprl.cores import Mask
+from snaprl.cores import Mask, OnlineRNN
 from snaprl.cores.masks import apply_mask
 
 EYE = np.eye(2)
@@ -96,3 +97,12 @@ def test_a_mask_serves_leaves_with_more_axes_in_front():
     masked = apply_mask(influence, {"h": {"kernel": EYE}})
     np.testing.assert_array_equal(masked["h"]["kernel"], np.broadcast_to(EYE, (5, 2, 2)))
     np.testing.assert_array_equal(masked["i"]["kernel"], np.ones((5, 3, 2)))
+
+
+def test_what_is_no_tree_is_refused():
+    sentence = (
+        "mask is of type ndarray; it must be nested dicts of 0/1 arrays under the cell's own names"
+    )
+    for make in (Mask, lambda mask: OnlineRNN(nn.GRUCell(3), mask=mask)):
+        with pytest.raises(TypeError, match=sentence):
+            make(np.eye(3))

@@ -149,7 +149,10 @@ def test_a_mask_that_fits_nothing(leaf):
 
 def test_a_new_mask_of_other_leaves():
     rnn = OnlineRNN(GRU, mask={"dense_h": {"kernel": np.ones((N, 3 * N))}})
-    with says("the new mask has other leaves than the one that the core was made with"):
+    with says(
+        "the new mask has other leaves, Mask(dense_i/kernel), than the core's own, "
+        "Mask(dense_h/kernel)"
+    ):
         rnn.rewire({"dense_i": {"kernel": np.ones((M, 3 * N))}})
     with says("mask dense_h/kernel has shape (3, 3); the parameter has (3, 9)"):
         rnn.rewire({"dense_h": {"kernel": np.ones((N, N))}})

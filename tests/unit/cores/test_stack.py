@@ -128,3 +128,53 @@ def test_each_layer_has_its_own_mask():
     np.testing.assert_allclose(ys, plain, atol=1e-6)
     with pytest.raises(ValueError, match="2 cells need as many masks, not 1"):
         OnlineStack(cells, masks=(None,))
+
+
+class Scaled(nn.RNNCellBase):
+    """A cell of one's own, that does not call its width `features`."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, carry, x):
+        h = jnp.tanh(nn.Dense(self.width, **IN_64)(x) + 0.5 * carry)
+        return h, h
+
+    @nn.nowrap
+    def initialize_carry(self, rng, input_shape):
+        return jnp.zeros((*input_shape[:-1], self.width))
+
+    @property
+    def num_feature_axes(self):
+        return 1
+
+
+def test_a_stack_is_of_any_cells_and_of_stacks():
+    """Stacks in a stack are the cells in a row."""
+    cells = Scaled(3), nn.GRUCell(4, **IN_64), Scaled(2)
+    flat, nested = StackedCell(cells), StackedCell((StackedCell(cells[:2]), cells[2]))
+    xs, _, _ = drawn()
+    found = []
+    for cell in (flat, nested):
+        carry = cell.initialize_carry(jax.random.key(0), (B, M))
+        shapes = [leaf.shape for leaf in jax.tree.leaves(carry)]
+        assert shapes == [(B, 3), (B, 4), (B, 2)]
+        params = cell.init(jax.random.key(1), carry, xs[0])["params"]
+        theta, unravel = ravel_pytree(params)
+        drawn_params = unravel(np.random.default_rng(3).normal(size=theta.shape))
+        found.append(cell.apply({"params": drawn_params}, carry, xs[0])[1])
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_a_carry_of_other_cells_is_refused():
+    sentence = "carry has 1 parts for 2 cells; initialize_carry makes one for each, from the bottom"
+    xs, _, _ = drawn()
+    for stack, x, methods in (
+        (StackedCell(CELLS), xs[0], [None]),
+        (OnlineStack(CELLS), xs, [None, "step"]),
+    ):
+        carry = stack.initialize_carry(jax.random.key(0), (B, M))
+        variables = stack.init(jax.random.key(1), carry, x)
+        for method in methods:
+            with pytest.raises(ValueError, match=sentence):
+                stack.apply(variables, carry[:1], x, method=method)

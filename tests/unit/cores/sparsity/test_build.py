@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from snaprl.cores import Mask, sparsity
+from snaprl.cores import LRUCell, Mask, sparsity
 
 M, N = 6, 8
 RECURRENT = {
@@ -106,3 +106,13 @@ def test_what_a_mistake_is_told():
         sparsity.mask(nn.GRUCell(N), 0, FEW)
     with pytest.raises(TypeError, match="ConvLSTMCell"):
         sparsity.mask(nn.ConvLSTMCell(N, (3,)), M, FEW)
+
+
+def test_a_cell_without_recurrent_kernels():
+    """A tree without a leaf would be a dense core, and nobody would know."""
+    with says(
+        "the units of LRUCell read no others: it has no recurrent kernel for a pattern; give None "
+        "for it, and inputs= where the input kernels are to have one"
+    ):
+        sparsity.mask(LRUCell(N), M, FEW)
+    assert sparsity.mask(LRUCell(N), M, None, inputs=FEW)

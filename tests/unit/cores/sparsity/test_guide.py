@@ -15,5 +15,5 @@ def test_the_guide_does_what_it_says():
         exec(block, names)
     said = re.findall(r"^print\(.*\)  # ([\d.]+)", text, flags=re.MULTILINE)
     assert printed == said
-    assert len(blocks) == 7
-    assert len(said) == 2
+    assert len(blocks) == 8
+    assert len(said) == 3
