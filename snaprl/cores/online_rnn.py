@@ -117,6 +117,7 @@ class OnlineRNN(nn.Module):
             raise ValueError(f"xs has shape {shape}; a segment has at least one step")
         params, sparsity = self._parameters(carry, xs[0])
         self._check_inputs("xs has shape", shape, params)
+        sparsity = self._with_pattern(sparsity)
         self._check_influence(carry, params, sparsity, xs[0])
         carry, ys = self.method.unroll(self._unbound_cell(), params, sparsity, carry, xs, resets)
         return carry, ys if self.time_major else jnp.swapaxes(ys, 0, 1)
@@ -170,7 +171,10 @@ class OnlineRNN(nn.Module):
         return self.cell.clone(parent=None, name=None) if other is None else other.cell
 
     def _parameters(self, carry: CoreState, x: Array) -> tuple[dict[str, Any], Sparsity]:
-        """The cell's parameters, masked, and the mask; created here at `init`."""
+        """The cell's parameters, masked, and the mask; created here at `init`.
+
+        The pattern is that of the module's own mask.
+        """
         self._check_hidden(carry, x)
         if self.is_initializing():
             self.cell(carry.hidden, x)
@@ -189,8 +193,19 @@ class OnlineRNN(nn.Module):
                 self.put_variable("sparsity", "pattern", fixed.pattern)
         mask = self.get_variable("sparsity", "cell", default=None)
         mask = fixed.mask if mask is None else _plain(mask)
-        pattern = self.get_variable("sparsity", "pattern", default=fixed.pattern)
-        return apply_mask(params, mask), Sparsity(mask, pattern)
+        return apply_mask(params, mask), fixed._replace(mask=mask)
+
+    def _with_pattern(self, sparsity: Sparsity) -> Sparsity:
+        """The pattern that lies beside the mask, in the place of that of the module's own mask.
+
+        A method that has none of its own does without: the variables may be another method's.
+        """
+        has_own = self.mask is not None and self.has_variable("sparsity", "cell")
+        if sparsity.pattern == () or not has_own:
+            return sparsity
+        pattern = self.get_variable("sparsity", "pattern", default=())
+        checks.check_pattern(pattern, sparsity.pattern, self.method)
+        return sparsity._replace(pattern=pattern)
 
     @nn.nowrap
     def _sparsity(self, params: dict[str, Any], x: Array) -> Sparsity:

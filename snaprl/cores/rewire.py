@@ -44,8 +44,10 @@ def rewire(
     params: Any = variables["params"]["cell"]
     cell: Any = rnn.cell.clone(parent=None, name=None)
     inputs: Any = jax.ShapeDtypeStruct(tuple(input_shape), np.float32)
-    before = Sparsity(old["cell"], old.get("pattern", ()))
-    after = Sparsity(tree, rnn.method.pattern(cell, params, tree, inputs, before.pattern))
+    room = old.get("pattern", ())
+    after = Sparsity(tree, rnn.method.pattern(cell, params, tree, inputs, room))
+    # where this method reads nothing off a mask, another one did
+    before = Sparsity(old["cell"], room if after.pattern != () else ())
     collection: dict[str, PyTree] = {"cell": after.mask}
     if after.pattern != ():
         collection["pattern"] = after.pattern
