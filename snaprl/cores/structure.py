@@ -114,7 +114,9 @@ def _derived(
     def backward(values: list[Any], cotangents: list[Any]) -> tuple:
         return jax.vjp(lambda *x: run(*x, *values[count:]), *values[:count])[1](cotangents)
 
-    ends = ([jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in x] for x in (inputs, outputs))
+    ends = (
+        [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in x] for x in (inputs, outputs)
+    )
     closed = jax.make_jaxpr(backward)(*ends)
     cotangents = _side_by_side([np.ones(out.aval.shape, bool) for out in outputs])
     width = cotangents[0].reads.shape[1]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from contract.probe import assert_close
 
-from snaprl.cores import BPTT, RTRL, OnlineRNN, SnAp
+from snaprl.cores import BPTT, RFLO, RTRL, OnlineRNN, SnAp
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -122,3 +122,48 @@ def test_what_only_a_surrogate_lets_through_is_remembered(method):
     for split in [(4,), (1, 3), (2, 1, 1)]:
         assert_close(gradient(rnn, variables, *segment, split), expected)
     assert np.abs(expected["cell"]["w"]["kernel"]).max() > 0.01
+
+
+MIXING = {
+    "softmax gates": nn.GRUCell(N, gate_fn=nn.softmax, **IN_64),
+    "a cumulative sum": nn.SimpleCell(
+        N, activation_fn=lambda v: jnp.tanh(jnp.cumsum(v, -1)), **IN_64
+    ),
+}
+
+
+@pytest.mark.parametrize("cell", MIXING.values(), ids=MIXING)
+@EXACT
+def test_an_activation_that_mixes_units_is_differentiated_as_it_is(cell, method):
+    rnn, variables, *segment = drawn(cell, method)
+    expected = jax.grad(loop(cell))(variables["params"], *segment)
+    assert_close(gradient(rnn, variables, *segment, (1, 3)), expected)
+    rnn = OnlineRNN(cell, BPTT())
+    fresh = segment[0]._replace(influence=())
+    assert_close(gradient(rnn, variables, fresh, *segment[1:], (4,)), expected)
+
+
+def test_a_method_for_unit_wise_cells_names_the_activation_that_mixes():
+    rnn = OnlineRNN(MIXING["softmax gates"], RFLO())
+    with pytest.raises(TypeError, match="gate_fn of GRUCell is not known to be elementwise"):
+        rnn.initialize_carry(jax.random.key(0), (B, M))
+
+
+@jax.custom_vjp
+def squashed(v):
+    return jnp.tanh(v)
+
+
+def _slope(v, ct):
+    return (ct * (1 - jnp.tanh(v) ** 2),)
+
+
+squashed.defvjp(lambda v: (squashed(v), v), _slope)
+
+
+@EXACT
+def test_an_activation_may_know_its_derivative_backward_only(method):
+    cell = nn.SimpleCell(N, activation_fn=squashed, **IN_64)
+    rnn, variables, *segment = drawn(cell, method)
+    expected = jax.grad(loop(nn.SimpleCell(N, **IN_64)))(variables["params"], *segment)
+    assert_close(gradient(rnn, variables, *segment, (1, 3)), expected)

@@ -66,7 +66,9 @@ def test_an_elementwise_derivative_stays_elementwise(function):
 
 @pytest.mark.parametrize("function", [normed, jax.nn.softmax, jax.nn.logsumexp])
 def test_a_derivative_that_mixes_is_seen(function):
-    np.testing.assert_array_equal(pattern(function), ALL[: 1 if function(jnp.ones(N)).ndim == 0 else N])
+    np.testing.assert_array_equal(
+        pattern(function), ALL[: 1 if function(jnp.ones(N)).ndim == 0 else N]
+    )
 
 
 def test_what_is_flat_and_has_no_derivative_of_its_own_reads_nothing():
