@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from snaprl.cores import checks, forecast, segment
+from snaprl.cores import backprop, checks, forecast, segment
 from snaprl.cores.cells import is_unitwise, unitwise
 from snaprl.cores.masks import Mask, apply_mask
 from snaprl.cores.snap import SnAp
@@ -149,7 +149,12 @@ class OnlineRNN(nn.Module):
         cell = self._unbound_cell()
         if stand_in(self.cell) is not None:  # for a single step, the cell itself is faster
             params, cell = self.cell.variables["params"], self.cell.clone(parent=None, name=None)
-        hidden, y = segment.step(cell, params, carry.hidden, x, reset)
+        if is_unitwise(cell):
+            hidden, y = segment.step(cell, params, carry.hidden, x, reset)
+        else:
+            initial = cell.initialize_carry(jax.random.key(0), jnp.shape(x))
+            hidden = segment.where_reset(reset, initial, carry.hidden)
+            hidden, y = backprop.step(cell, params, hidden, x)
         return carry._replace(hidden=hidden), y
 
     @nn.nowrap
