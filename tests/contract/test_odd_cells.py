@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 from contract.probe import assert_close
 
-from snaprl.cores import BPTT, RFLO, RTRL, OnlineRNN, SnAp
+from snaprl.cores import (
+    BPTT,
+    RFLO,
+    RTRL,
+    LRUCell,
+    OnlineRNN,
+    RTUCell,
+    SnAp,
+    SparseGRUCell,
+    StackedCell,
+)
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -167,3 +177,130 @@ def test_an_activation_may_know_its_derivative_backward_only(method):
     rnn, variables, *segment = drawn(cell, method)
     expected = jax.grad(loop(nn.SimpleCell(N, **IN_64)))(variables["params"], *segment)
     assert_close(gradient(rnn, variables, *segment, (1, 3)), expected)
+
+
+class ReadOut(Odd):
+    """Gives out something that its new state says, by way of `output`."""
+
+    output: Callable = jnp.tanh
+
+    @nn.compact
+    def __call__(self, carry, x):
+        new = jnp.tanh(nn.Dense(N, name="w", **IN_64)(carry) + nn.Dense(N, name="a", **IN_64)(x))
+        return new, self.output(new)
+
+
+READOUTS = {
+    "tanh": ReadOut(),
+    "relu": ReadOut(output=nn.relu),
+    "two parts of three": ReadOut(output=lambda h: sum(jnp.split(h, N, -1)[:2])),
+    "a fixed matrix": ReadOut(output=lambda h: h @ jnp.arange(6.0).reshape(N, 2)),
+    "remat": nn.remat(ReadOut)(output=lambda h: h),
+    "jit": nn.jit(ReadOut)(output=jax.jit(lambda h: h)),
+    "stack": StackedCell((nn.GRUCell(2, **IN_64), LRUCell(2, **IN_64))),
+    "lru": LRUCell(2, **IN_64),
+    "rtu": RTUCell(2, activation_fn=nn.tanh, **IN_64),
+}
+
+
+@pytest.mark.parametrize("cell", READOUTS.values(), ids=READOUTS)
+def test_an_output_is_any_function_of_the_new_state(cell):
+    rnn, variables, *segment = drawn(cell, SnAp(order=9, entries=True))
+    expected = jax.grad(loop(cell))(variables["params"], *segment)
+    assert_close(gradient(rnn, variables, *segment, (1, 3)), expected)
+
+
+class Beside(Odd):
+    """Gives out something that is not in its state."""
+
+    @nn.compact
+    def __call__(self, carry, x):
+        new = jnp.tanh(nn.Dense(N, **IN_64)(carry) + nn.Dense(N, **IN_64)(x))
+        return new, new + x[:, :1]
+
+
+class Counting(Odd):
+    """Keeps a number in its carry that is no float."""
+
+    @nn.compact
+    def __call__(self, carry, x):
+        count, h = carry
+        new = jnp.tanh(nn.Dense(N, **IN_64)(h) + nn.Dense(N, **IN_64)(x))
+        return (count + 1, new), new
+
+    @nn.nowrap
+    def initialize_carry(self, rng, input_shape):
+        shape = input_shape[:-1]
+        return jnp.zeros((*shape, 1), jnp.int32), jnp.zeros((*shape, N), jnp.float64)
+
+
+@pytest.mark.parametrize(
+    ("cell", "sentence"),
+    [
+        (Beside(), "the output of Beside is not a function of its new carry alone"),
+        (Counting(), "the carry of Counting holds an array of int32"),
+    ],
+)
+def test_what_has_no_influence_is_refused(cell, sentence):
+    for method in (SnAp(), RTRL(), BPTT(tail=SnAp())):
+        with pytest.raises(ValueError, match=sentence):
+            OnlineRNN(cell, method).initialize_carry(jax.random.key(0), (B, M))
+    drawn(cell, BPTT())
+
+
+def types(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.dtype, tree)
+
+
+SHORT = nn.ConvLSTMCell(2, (3,), param_dtype=jnp.bfloat16)
+
+
+@pytest.mark.parametrize("method", [SnAp(), RTRL(), BPTT(tail=SnAp())])
+def test_a_carry_keeps_its_types_where_the_step_is_in_longer_ones(method):
+    """And the outputs are flax's own, not rounded as the carry is."""
+    rnn = OnlineRNN(SHORT, method)
+    carry = rnn.initialize_carry(jax.random.key(0), (B, 4, 1))
+    xs = jnp.asarray(np.random.default_rng(0).normal(size=(T, B, 4, 1)), jnp.float32)
+    variables = OnlineRNN(SHORT, BPTT()).init(jax.random.key(1), carry._replace(influence=()), xs)
+    after, ys = rnn.apply(variables, carry, xs)
+    assert types(after) == types(carry)
+    _, first = SHORT.apply({"params": variables["params"]["cell"]}, carry.hidden, xs[0])
+    assert ys.dtype == first.dtype == jnp.float32
+    np.testing.assert_allclose(ys[0], first, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("cell", "shape"), [(SHORT, (4, 1)), (SparseGRUCell(4, 2, param_dtype=jnp.bfloat16), (M,))]
+)
+def test_a_step_can_be_looped(cell, shape):
+    rnn = OnlineRNN(cell, BPTT())
+    carry = rnn.initialize_carry(jax.random.key(0), (B, *shape))
+    xs = jnp.ones((T, B, *shape), jnp.float32)
+    variables = jax.jit(rnn.init)(jax.random.key(1), carry, xs)
+    act = lambda carry, x: rnn.apply(variables, carry, x, method="step")  # noqa: E731
+    after, _ = jax.lax.scan(act, carry, xs)
+    assert types(after) == types(carry)
+
+
+class Offset(Odd):
+    """Gives out its input and a bias: the gradient counts the steps."""
+
+    @nn.compact
+    def __call__(self, carry, x):
+        new = self.param("bias", nn.initializers.zeros_init(), (1, N), jnp.bfloat16) + x
+        return new, new
+
+    @nn.nowrap
+    def initialize_carry(self, rng, input_shape):
+        return jnp.zeros((*input_shape[:-1], N), jnp.bfloat16)
+
+
+def test_a_gradient_in_short_floats_is_summed_in_long_ones():
+    """256 + 1 is 256 in bfloat16."""
+    steps = 600
+    rnn = OnlineRNN(Offset(), SnAp())
+    carry = rnn.initialize_carry(jax.random.key(0), (1, N))
+    xs = jnp.zeros((steps, 1, N), jnp.bfloat16)
+    params = {"cell": {"bias": jnp.zeros((1, N), jnp.bfloat16)}}
+    grads = jax.grad(lambda p: rnn.apply({"params": p}, carry, xs)[1].astype(float).sum())(params)
+    np.testing.assert_array_equal(grads["cell"]["bias"].astype(float), np.full((1, N), steps))
