@@ -68,7 +68,7 @@ def flat(cell: nn.RNNCellBase, params: Params, inputs: Any) -> Flat:
         carry = to_carry(h_tm1[None])
         return as_state(cell.apply({"params": unravel(theta)}, carry, x_t[None])[0])[0]  # type: ignore
 
-    def call(params: Params, carry: PyTree, x: Array) -> tuple[Array, list[Array]]:
+    def call(params: Params, carry: PyTree, x: Array) -> tuple[Any, list[Any]]:
         after, y = cell.apply({"params": params}, carry, x)  # type: ignore
         return y, jax.tree.leaves(after)
 
