@@ -117,7 +117,7 @@ class OnlineRNN(nn.Module):
             raise ValueError(f"xs has shape {shape}; a segment has at least one step")
         params, sparsity = self._parameters(carry, xs[0])
         self._check_inputs("xs has shape", shape, params)
-        sparsity = self._with_pattern(sparsity)
+        sparsity = self._with_pattern(sparsity, carry, params, xs[0])
         self._check_influence(carry, params, sparsity, xs[0])
         carry, ys = self.method.unroll(self._unbound_cell(), params, sparsity, carry, xs, resets)
         return carry, ys if self.time_major else jnp.swapaxes(ys, 0, 1)
@@ -200,7 +200,9 @@ class OnlineRNN(nn.Module):
         mask = fixed.mask if mask is None else _plain(mask)
         return apply_mask(params, mask), fixed._replace(mask=mask)
 
-    def _with_pattern(self, sparsity: Sparsity) -> Sparsity:
+    def _with_pattern(
+        self, sparsity: Sparsity, carry: CoreState, params: dict[str, Any], x: Array
+    ) -> Sparsity:
         """The pattern that lies beside the mask, in the place of that of the module's own mask.
 
         A method that has none of its own does without: the variables may be another method's.
@@ -209,8 +211,11 @@ class OnlineRNN(nn.Module):
         if sparsity.pattern == () or not has_own:
             return sparsity
         pattern = self.get_variable("sparsity", "pattern", default=())
+        found = sparsity._replace(pattern=pattern)
         checks.check_pattern(pattern, sparsity.pattern, self.method)
-        return sparsity._replace(pattern=pattern)
+        if self._fits(carry, params, sparsity, x) and not self._fits(carry, params, found, x):
+            checks.refuse_pattern(self.method)  # the carry is this method's, and the pattern not
+        return found
 
     @nn.nowrap
     def _sparsity(self, params: dict[str, Any], x: Array) -> Sparsity:
@@ -234,11 +239,21 @@ class OnlineRNN(nn.Module):
     def _check_influence(
         self, carry: CoreState, params: dict[str, Any], sparsity: Sparsity, x: Array
     ) -> None:
+        expected = self._influence_shapes(params, sparsity, x)
+        checks.check_tree("carry.influence", carry.influence, expected, x.shape)
+
+    @nn.nowrap
+    def _fits(self, carry: CoreState, params: dict[str, Any], sparsity: Sparsity, x: Array) -> bool:
+        trees = carry.influence, self._influence_shapes(params, sparsity, x)
+        found, needed = (jax.tree.map(jnp.shape, tree) for tree in trees)
+        return found == needed
+
+    @nn.nowrap
+    def _influence_shapes(self, params: dict[str, Any], sparsity: Sparsity, x: Array) -> PyTree:
         cell, method, streams = self._unbound_cell(), self.method, x.shape[0]
-        expected = jax.eval_shape(
+        return jax.eval_shape(
             lambda: method.init(cell, params, sparsity, streams, jax.random.key(0))
         )
-        checks.check_tree("carry.influence", carry.influence, expected, x.shape)
 
     @nn.nowrap
     def _check_inputs(self, what: str, shape: tuple[int, ...], params: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ def test_a_pattern_of_another_method_is_refused():
     """Of a ring: in each step further a weight reaches one unit more."""
     ring = {"h": {"kernel": np.roll(np.eye(N, dtype=bool), 1, axis=1)}}
     _, _, variables = made(SnAp(2), ring)
-    for method in (SnAp(3), RTRL()):
+    for method in (SnAp(3), RTRL(), SnAp(2, entries=True)):
         rnn, carry, _ = made(method, ring)
         with pytest.raises(ValueError, match="does not have the shapes that"):
             rnn.apply(variables, carry, XS)
