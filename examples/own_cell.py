@@ -3,7 +3,7 @@
 This one computes its candidate in two layers, so that a weight reaches several units within one
 step; flax has no such cell, and snaprl does not know it. `OnlineRNN` finds out which numbers of the
 state each weight can move from the cell itself. There are two rules: the carry is a tree of
-arrays, and the output is one of them.
+floating arrays, and the output is a function of the new ones alone.
 
 A cue is shown, and asked for 19 steps later; windows have 2 steps. All methods start from the same
 weights. On seeds 0, 1, 2 the last eighth of the training recalls, by truncated backpropagation,

@@ -35,6 +35,13 @@ def attach(params: Params, hidden: PyTree, contract: Contract) -> PyTree:
     return attached(params, hidden)
 
 
+def step(cell: nn.RNNCellBase, params: Params, hidden: PyTree, x_t: Array) -> tuple[PyTree, Array]:
+    """One step of any cell, whose new carry has the types of the old one, as a loop needs it."""
+    after, y = cell.apply({"params": params}, hidden, x_t)  # type: ignore
+    y: Array = y  # type: ignore
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), after, hidden), y
+
+
 def unroll(
     cell: nn.RNNCellBase,
     params: Params,
@@ -62,21 +69,18 @@ def unroll(
     """
     initial = cell.initialize_carry(jax.random.key(0), xs.shape[1:])
 
-    def step(hidden: PyTree, inputs: tuple) -> tuple[PyTree, Array]:
+    def one_step(hidden: PyTree, inputs: tuple) -> tuple[PyTree, Array]:
         x_t, reset_t = inputs
         hidden = where_reset(reset_t, initial, hidden)
         hidden = hidden if through_time else jax.lax.stop_gradient(hidden)
-        after, y = cell.apply({"params": params}, hidden, x_t)  # type: ignore
-        y: Array = y  # type: ignore
-        after = jax.tree.map(lambda new, old: new.astype(old.dtype), after, hidden)
-        return after, y
+        return step(cell, params, hidden, x_t)
 
     if pieces <= 1:
-        return scan(step, hidden, (xs, resets))
+        return scan(one_step, hidden, (xs, resets))
     length = -(-len(xs) // pieces)
 
     def piece(hidden: PyTree, inputs: tuple) -> tuple[PyTree, Array]:
-        return jax.lax.scan(step, hidden, inputs)
+        return jax.lax.scan(one_step, hidden, inputs)
 
     whole = len(xs) // length * length
     parts = jax.tree.map(lambda x: x[:whole].reshape(-1, length, *x.shape[1:]), (xs, resets))

@@ -4,13 +4,16 @@ A cell of flax sums an input layer and a recurrent layer per gate, and the param
 own names. The derivatives are written out: a vjp of phi costs about twice the time.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from snaprl.cores.structure import dependencies
 from snaprl.cores.types import Array
 from snaprl.cores.unitwise import Derivatives, UnitwiseCell, Vector
 
@@ -26,7 +29,9 @@ class Activation(NamedTuple):
         """Returns the value and, where `slope` cannot do without it, the derivative."""
         if self.function in _SLOPE_FROM_VALUE:
             return self.function(x), None
-        return jax.jvp(self.function, (x,), (jnp.ones_like(x),))
+        # backward, as jax itself goes: a function may have a rule for that direction alone
+        y, pull = jax.vjp(self.function, x)
+        return y, pull(jnp.ones_like(y))[0]
 
     def slope(self, y: Array, saved: Array | None) -> Array:
         """Returns the derivative at the point where the value is `y`."""
@@ -40,8 +45,11 @@ _SLOPE_FROM_VALUE: dict[Callable, Callable[[Array], Array]] = {
 
 
 def is_unitwise(cell: nn.RNNCellBase) -> bool:
-    """Whether `cell` is known to be unit-wise; of a subclass that is not known."""
-    return type(cell) in _VIEWS
+    """Whether `cell` is known to be unit-wise; of a subclass that is not known.
+
+    An activation that mixes units, such as softmax, makes any cell one that is not.
+    """
+    return type(cell) in _VIEWS and _mixing(cell) is None
 
 
 def unitwise(cell: nn.RNNCellBase) -> UnitwiseCell:
@@ -52,10 +60,36 @@ def unitwise(cell: nn.RNNCellBase) -> UnitwiseCell:
     """
     if is_unitwise(cell):
         return _VIEWS[type(cell)](cell)
+    if type(cell) in _VIEWS:
+        raise TypeError(
+            f"{_mixing(cell)} of {type(cell).__name__} is not known to be elementwise, as this "
+            "method needs it; use SnAp, RTRL or BPTT, which take any cell, or another function"
+        )
     known = ", ".join(kind.__name__ for kind in _VIEWS)
     raise TypeError(
         f"{type(cell).__name__} is not known to be unit-wise, as this method needs it; use SnAp, "
         f"RTRL or BPTT, which take any cell, or one of {known}"
+    )
+
+
+def _mixing(cell: nn.RNNCellBase) -> str | None:
+    """Which of the cell's functions is not known to be elementwise."""
+    for name in ("gate_fn", "activation_fn"):
+        function = getattr(cell, name, None)
+        if function and not _is_elementwise(function, getattr(cell, "features", 1)):
+            return name
+    return None
+
+
+@functools.lru_cache(maxsize=256)
+def _is_elementwise(function: Callable[[Array], Array], features: int) -> bool:
+    """Whether each of `[1, N]` depends on its own argument alone: by structure."""
+    if function in _SLOPE_FROM_VALUE:
+        return True
+    row = jax.ShapeDtypeStruct((1, features), jnp.float32)
+    patterns = dependencies(function, [row])
+    return [p.shape for p in patterns] == [(features, features)] and all(
+        np.array_equal(*pattern.nonzero()) for pattern in patterns
     )
 
 

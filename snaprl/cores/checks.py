@@ -86,6 +86,26 @@ def check_tree(name: str, tree: PyTree, expected: PyTree, input_shape: tuple[int
     )
 
 
+def check_pattern(pattern: PyTree, expected: PyTree, method: GradientMethod) -> None:
+    """Raises where the `pattern` among the variables is none, or one of another kind of method."""
+    if pattern == ():
+        raise ValueError(
+            f"the variables have a mask, sparsity/cell, and no sparsity/pattern, which {method!r} "
+            "reads off it; rewire(rnn, variables, mask, input_shape) gives variables that have both"
+        )
+    if type(pattern) is not type(expected):
+        refuse_pattern(method)
+
+
+def refuse_pattern(method: GradientMethod) -> None:
+    """Raises: the pattern among the variables is another method's, or a mask's of other shapes."""
+    raise ValueError(
+        f"sparsity/pattern does not have the shapes that {method!r} gives it for the module's mask; "
+        "apply the variables with the method and the mask that they were made with, or leave it "
+        "out and let rewire(rnn, variables, mask, input_shape) make it"
+    )
+
+
 def _described(value: Any) -> str:
     """The type and shape of an array, `float32[4, 16]`; of anything else, what it is."""
     if isinstance(value, (jax.Array, np.ndarray)):

@@ -17,6 +17,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from snaprl.cores import structure
+from snaprl.cores.readout import readout
 from snaprl.cores.segment import influence_dtype, where_reset
 from snaprl.cores.types import Array, CoreState, Params, PyTree, Sparsity
 
@@ -29,57 +30,58 @@ class Entries(NamedTuple):
 
 
 class Flat(NamedTuple):
-    """A cell as a function of vectors, of one stream."""
+    """A cell as a function of vectors."""
 
     step: Callable[[Array, Array, Array], Array]  # (theta [P], h_tm1 [S], x_t) -> h_t [S]
-    output: Callable[[Array], Array]  # h_t [S] -> y_t
+    output: Callable[[Array], Array]  # h_t [B, S] -> y_t [B, ...]
     state: Callable[[PyTree], Array]  # carry [B, ...] -> [B, S]
-    carry: Callable[[Array], PyTree]  # undoes `state`
+    carry: Callable[[Array], PyTree]  # undoes `state`, in the carry's own types
 
 
 def flat(cell: nn.RNNCellBase, params: Params, inputs: Any) -> Flat:
     """Returns the cell as a `Flat`; `inputs` is one step's `[B, ...]`, or its shape and type.
 
     Raises:
-      ValueError: the cell's output is none of the arrays of its new carry.
+      ValueError: the carry has other numbers than floating ones, or the cell's output is not a
+        function of its new carry.
     """
     one = (1, *inputs.shape[1:])
     carry = jax.eval_shape(lambda: cell.initialize_carry(jax.random.key(0), one))
     leaves, tree = jax.tree.flatten(carry)
-    shapes = [leaf.shape[1:] for leaf in leaves]
-    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+    for leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"the carry of {type(cell).__name__} holds an array of {leaf.dtype}, and only a "
+                "floating one can have an influence; keep it as floats, or outside of the cell"
+            )
+    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
     unravel = ravel_pytree(jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), params))[1]
-    which = _output(cell, params, carry, jax.ShapeDtypeStruct(one, inputs.dtype))
+
+    def arrays(state: Array, like: list[Any]) -> list[Array]:
+        parts = zip(jnp.split(state, ends, axis=-1), like, strict=True)
+        return [x.reshape(*x.shape[:-1], *a.shape[1:]).astype(a.dtype) for x, a in parts]
 
     def to_carry(state: Array) -> PyTree:
-        parts = jnp.split(state, ends, axis=-1)
-        return jax.tree.unflatten(
-            tree,
-            [x.reshape(*x.shape[:-1], *shape) for x, shape in zip(parts, shapes, strict=True)],
-        )
+        return jax.tree.unflatten(tree, arrays(state, leaves))
 
     def step(theta: Array, h_tm1: Array, x_t: Array) -> Array:
         carry = to_carry(h_tm1[None])
         return as_state(cell.apply({"params": unravel(theta)}, carry, x_t[None])[0])[0]  # type: ignore
 
-    return Flat(step, lambda h: jax.tree.leaves(to_carry(h))[which], as_state, to_carry)
-
-
-def _output(cell: nn.RNNCellBase, params: Params, carry: PyTree, x: Any) -> int:
-    """Which array of the new carry the cell's output is."""
-
-    def call(params: Params, carry: PyTree, x: Array) -> tuple:
+    def call(params: Params, carry: PyTree, x: Array) -> tuple[Any, list[Any]]:
         after, y = cell.apply({"params": params}, carry, x)  # type: ignore
         return y, jax.tree.leaves(after)
 
-    found = jax.make_jaxpr(call)(params, carry, x).jaxpr.outvars
-    for k, leaf in enumerate(found[1:]):
-        if leaf is found[0]:
-            return k
-    raise ValueError(
-        f"the output of {type(cell).__name__} is not a part of its new carry, and only what is in "
-        "the carry has an influence; let the cell return its new state, and read it out afterwards"
-    )
+    arguments = params, carry, jax.ShapeDtypeStruct(one, inputs.dtype)
+    after, read = jax.eval_shape(call, *arguments)[1], readout(call, *arguments)
+    if read is None:
+        raise ValueError(
+            f"the output of {type(cell).__name__} is not a function of its new carry alone, and "
+            "only what is in the carry has an influence; let the cell return its new state, and "
+            "read it out afterwards"
+        )
+    output = jax.vmap(lambda h_t: read(arrays(h_t[None], after))[0])
+    return Flat(step, output, as_state, to_carry)
 
 
 def pattern(
@@ -162,8 +164,8 @@ def advance(
     hidden: PyTree,
     influence: Array,
     x_t: Array,
-) -> tuple[PyTree, Array]:
-    """One step of the core (1), and of its influence (5)."""
+) -> tuple[Array, Array]:
+    """One step of the core (1), to h_t as a vector, and of its influence (5)."""
     view, theta = flat(cell, params, x_t), ravel_pytree(params)[0]
     entries: Entries = sparsity.pattern
 
@@ -176,8 +178,7 @@ def advance(
 
     # one after the other: S x P is large, and of convolutions side by side XLA makes one in which a
     # stream's NaN reaches the others
-    h_t, J_t = jax.lax.map(stream, (view.state(hidden), influence, x_t))
-    return view.carry(h_t), J_t
+    return jax.lax.map(stream, (view.state(hidden), influence, x_t))
 
 
 def influence_after(
@@ -190,11 +191,13 @@ def influence_after(
 ) -> Array:
     """The influence at the end of a segment."""
     initial = cell.initialize_carry(jax.random.key(0), xs.shape[1:])
+    view = flat(cell, params, xs[0])
 
     def step(state: tuple, inputs: tuple) -> tuple[tuple, None]:
         x_t, reset_t = inputs
         hidden, influence = _restarted(reset_t, initial, *state)
-        return advance(cell, params, sparsity, hidden, influence, x_t), None
+        h_t, influence = advance(cell, params, sparsity, hidden, influence, x_t)
+        return (view.carry(h_t), influence), None
 
     return jax.lax.scan(step, (state.hidden, state.influence), (xs, resets))[0][1]
 
@@ -205,12 +208,17 @@ def as_state(carry: PyTree) -> Array:
 
 
 def contract(params: Params, sparsity: Sparsity, influence: Array, lambda_: Array) -> Params:
-    """`sum lambda . J` over streams, `lambda [B, S]`, as a tree shaped like the parameters."""
-    theta, unravel = ravel_pytree(params)
+    """`sum lambda . J` over streams, `lambda [B, S]`: the influence's type, the params' shapes."""
+    zeros, unravel = ravel_pytree(_zeros(params))
     entries: Entries = sparsity.pattern
-    values = (lambda_[:, entries.row] * influence).sum(0)
-    total = jnp.zeros_like(theta, values.dtype).at[entries.column].add(values, mode="drop")
-    return unravel(total.astype(theta.dtype))
+    values = (lambda_[:, entries.row] * influence).sum(0).astype(zeros.dtype)
+    return unravel(zeros.at[entries.column].add(values, mode="drop"))
+
+
+def _zeros(params: Params) -> PyTree:
+    """What a gradient is summed in: bfloat16 would forget the small terms."""
+    dtype = influence_dtype(params)
+    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype), params)
 
 
 def follow(
@@ -243,8 +251,8 @@ def _follow_forward(cell, params, sparsity, initial, hidden, influence, xs, rese
     def step(state: tuple, inputs: tuple) -> tuple[tuple, Array]:
         x_t, reset_t = inputs
         hidden, influence = _restarted(reset_t, initial, *state)
-        hidden, influence = advance(cell, params, sparsity, hidden, influence, x_t)
-        return (hidden, influence), view.output(view.state(hidden))
+        h_t, influence = advance(cell, params, sparsity, hidden, influence, x_t)
+        return (view.carry(h_t), influence), view.output(h_t)
 
     (end, after), ys = jax.lax.scan(step, (hidden, influence), (xs, resets))
     return (end, after, ys), (params, sparsity, initial, hidden, influence, xs, resets)
@@ -253,23 +261,21 @@ def _follow_forward(cell, params, sparsity, initial, hidden, influence, xs, rese
 def _follow_backward(cell, residuals, cotangents):
     params, sparsity, initial, hidden, influence, xs, resets = residuals
     view, theta = flat(cell, params, xs[0]), ravel_pytree(params)[0]
-    size = view.state(hidden).shape[-1]
 
     def step(state: tuple, inputs: tuple) -> tuple[tuple, Array]:
         (hidden, influence, grads), (x_t, reset_t, ct_t) = state, inputs
         hidden, influence = _restarted(reset_t, initial, hidden, influence)
-        zeros = jnp.zeros((len(x_t), size), ct_t.dtype)
-        (lambda_,) = jax.vjp(view.output, zeros)[1](ct_t)  # dL_t/dh_t
         h_tm1 = view.state(hidden)
         through = jax.vjp(lambda x: jax.vmap(view.step, (None, 0, 0))(theta, h_tm1, x), x_t)[1]
-        hidden, influence = advance(cell, params, sparsity, hidden, influence, x_t)
-        known = contract(params, sparsity, influence, lambda_)
-        return (hidden, influence, jax.tree.map(jnp.add, grads, known)), through(lambda_)[0]
+        h_t, influence = advance(cell, params, sparsity, hidden, influence, x_t)
+        (lambda_,) = jax.vjp(view.output, h_t)[1](ct_t)  # dL_t/dh_t
+        grads = jax.tree.map(jnp.add, grads, contract(params, sparsity, influence, lambda_))
+        return (view.carry(h_t), influence, grads), through(lambda_)[0]
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
     (_, _, grads), ct_xs = jax.lax.scan(
-        step, (hidden, influence, zeros), (xs, resets, cotangents[2])
+        step, (hidden, influence, _zeros(params)), (xs, resets, cotangents[2])
     )
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
     return grads, None, None, None, None, ct_xs, None
 
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from snaprl.cores import checks, forecast, segment
+from snaprl.cores import backprop, checks, forecast, segment
 from snaprl.cores.cells import is_unitwise, unitwise
 from snaprl.cores.masks import Mask, apply_mask
 from snaprl.cores.room import first_pattern
@@ -118,6 +118,7 @@ class OnlineRNN(nn.Module):
             raise ValueError(f"xs has shape {shape}; a segment has at least one step")
         params, sparsity = self._parameters(carry, xs[0])
         self._check_inputs("xs has shape", shape, params)
+        sparsity = self._with_pattern(sparsity, carry, params, xs[0])
         self._check_influence(carry, params, sparsity, xs[0])
         carry, ys = self.method.unroll(self._unbound_cell(), params, sparsity, carry, xs, resets)
         return carry, ys if self.time_major else jnp.swapaxes(ys, 0, 1)
@@ -149,7 +150,12 @@ class OnlineRNN(nn.Module):
         cell = self._unbound_cell()
         if stand_in(self.cell) is not None:  # for a single step, the cell itself is faster
             params, cell = self.cell.variables["params"], self.cell.clone(parent=None, name=None)
-        hidden, y = segment.step(cell, params, carry.hidden, x, reset)
+        if is_unitwise(cell):
+            hidden, y = segment.step(cell, params, carry.hidden, x, reset)
+        else:
+            initial = cell.initialize_carry(jax.random.key(0), jnp.shape(x))
+            hidden = segment.where_reset(reset, initial, carry.hidden)
+            hidden, y = backprop.step(cell, params, hidden, x)
         return carry._replace(hidden=hidden), y
 
     @nn.nowrap
@@ -171,7 +177,10 @@ class OnlineRNN(nn.Module):
         return self.cell.clone(parent=None, name=None) if other is None else other.cell
 
     def _parameters(self, carry: CoreState, x: Array) -> tuple[dict[str, Any], Sparsity]:
-        """The cell's parameters, masked, and the mask; created here at `init`."""
+        """The cell's parameters, masked, and the mask; created here at `init`.
+
+        The pattern is that of the module's own mask.
+        """
         self._check_hidden(carry, x)
         if self.is_initializing():
             self.cell(carry.hidden, x)
@@ -190,8 +199,24 @@ class OnlineRNN(nn.Module):
                 self.put_variable("sparsity", "pattern", fixed.pattern)
         mask = self.get_variable("sparsity", "cell", default=None)
         mask = fixed.mask if mask is None else _plain(mask)
-        pattern = self.get_variable("sparsity", "pattern", default=fixed.pattern)
-        return apply_mask(params, mask), Sparsity(mask, pattern)
+        return apply_mask(params, mask), fixed._replace(mask=mask)
+
+    def _with_pattern(
+        self, sparsity: Sparsity, carry: CoreState, params: dict[str, Any], x: Array
+    ) -> Sparsity:
+        """The pattern that lies beside the mask, in the place of that of the module's own mask.
+
+        A method that has none of its own does without: the variables may be another method's.
+        """
+        has_own = self.mask is not None and self.has_variable("sparsity", "cell")
+        if sparsity.pattern == () or not has_own:
+            return sparsity
+        pattern = self.get_variable("sparsity", "pattern", default=())
+        found = sparsity._replace(pattern=pattern)
+        checks.check_pattern(pattern, sparsity.pattern, self.method)
+        if self._fits(carry, params, sparsity, x) and not self._fits(carry, params, found, x):
+            checks.refuse_pattern(self.method)  # the carry is this method's, and the pattern not
+        return found
 
     @nn.nowrap
     def _sparsity(self, params: dict[str, Any], x: Array) -> Sparsity:
@@ -215,11 +240,21 @@ class OnlineRNN(nn.Module):
     def _check_influence(
         self, carry: CoreState, params: dict[str, Any], sparsity: Sparsity, x: Array
     ) -> None:
+        expected = self._influence_shapes(params, sparsity, x)
+        checks.check_tree("carry.influence", carry.influence, expected, x.shape)
+
+    @nn.nowrap
+    def _fits(self, carry: CoreState, params: dict[str, Any], sparsity: Sparsity, x: Array) -> bool:
+        trees = carry.influence, self._influence_shapes(params, sparsity, x)
+        found, needed = (jax.tree.map(jnp.shape, tree) for tree in trees)
+        return found == needed
+
+    @nn.nowrap
+    def _influence_shapes(self, params: dict[str, Any], sparsity: Sparsity, x: Array) -> PyTree:
         cell, method, streams = self._unbound_cell(), self.method, x.shape[0]
-        expected = jax.eval_shape(
+        return jax.eval_shape(
             lambda: method.init(cell, params, sparsity, streams, jax.random.key(0))
         )
-        checks.check_tree("carry.influence", carry.influence, expected, x.shape)
 
     @nn.nowrap
     def _check_inputs(self, what: str, shape: tuple[int, ...], params: dict[str, Any]) -> None:

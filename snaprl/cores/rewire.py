@@ -50,9 +50,10 @@ def rewire(
     params, old = held["params"]["cell"], held["sparsity"]
     cell: Any = rnn.cell.clone(parent=None, name=None)
     inputs: Any = jax.ShapeDtypeStruct(tuple(input_shape), np.float32)
-    before = Sparsity(old["cell"], old.get("pattern", ()))
-    tree = new.tree()
-    after = Sparsity(tree, rnn.method.pattern(cell, params, tree, inputs, before.pattern))
+    tree, room = new.tree(), old.get("pattern", ())
+    after = Sparsity(tree, rnn.method.pattern(cell, params, tree, inputs, room))
+    # where this method reads nothing off a mask, another one did
+    before = Sparsity(old["cell"], room if after.pattern != () else ())
     collection: dict[str, PyTree] = {"cell": after.mask}
     if after.pattern != ():
         collection["pattern"] = after.pattern

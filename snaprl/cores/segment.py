@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from snaprl.cores.cells import is_unitwise, unitwise
+from snaprl.cores.cells import unitwise
 from snaprl.cores.masks import apply_mask
 from snaprl.cores.types import Array, CoreState, Params, PyTree, Sparsity
 from snaprl.cores.unitwise import (
@@ -425,10 +425,7 @@ def unroll(
 def step(
     cell: nn.RNNCellBase, params: Params, hidden: PyTree, x: Array, reset: Array | None
 ) -> tuple[PyTree, Array]:
-    """Acts: one step of the cell, `x [B, M]` to `y [B, N]`; no influence is touched."""
-    if not is_unitwise(cell):
-        initial = cell.initialize_carry(jax.random.key(0), x.shape)
-        return cell.apply({"params": params}, where_reset(reset, initial, hidden), x)  # type: ignore
+    """Acts: one step of a unit-wise cell, `x [B, M]` to `y [B, N]`; no influence is touched."""
     view, before = unitwise(cell), pack(hidden)
     resets = None if reset is None else reset[None]
     end, ys, _ = forward(view, params, initial_state(cell, x), before, x[None], resets)

@@ -39,38 +39,49 @@ def dependencies(
       For each leaf of the output a pattern `[size, inputs]`, the arguments side by side.
     """
     closed = jax.make_jaxpr(function)(*arguments)
-    sizes = [int(np.prod(a.shape)) for a in arguments]
-    starts = np.cumsum([0, *sizes])
-    known = []
-    for k, (argument, size) in enumerate(zip(arguments, sizes, strict=True)):
-        exists = np.ones(argument.shape, bool) if there is None else np.asarray(there[k], bool)
-        kept = np.flatnonzero(exists)
-        reads = _matrix(kept, kept + starts[k], (size, int(starts[-1])))
-        known.append(Known(exists, reads))
+    if there is None:
+        there = [np.ones(a.shape, bool) for a in arguments]
+    known = _side_by_side([np.asarray(exists, bool) for exists in there])
     with jax.ensure_compile_time_eval():  # whatever is being traced around it
-        return [out.reads for out in _follow(closed.jaxpr, closed.consts, known)]
+        return [out.reads for out in _follow(closed.jaxpr, closed.consts, known, _derived)]
 
 
-def _follow(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Known]) -> list[Known]:
+def _side_by_side(there: Sequence[np.ndarray]) -> list[Known]:
+    """Values of which each element that is there reads itself."""
+    starts = np.cumsum([0, *(exists.size for exists in there)])
+    known = []
+    for exists, start in zip(there, starts[:-1], strict=True):
+        kept = np.flatnonzero(exists)
+        reads = _matrix(kept, kept + start, (exists.size, int(starts[-1])))
+        known.append(Known(exists, reads))
+    return known
+
+
+def _follow(
+    jaxpr: Any,
+    constants: Sequence[Any],
+    arguments: Sequence[Known],
+    derived: Callable[..., list[Known]],
+) -> list[Known]:
+    """Equation by equation; `derived` is for calls that say what their derivative is."""
     width = arguments[0].reads.shape[1]
     values: dict[Any, Known] = {}
 
-    def constant(value: Any) -> Known:
-        there = np.asarray(value) != 0
-        return Known(there, sparse.csr_matrix((there.size, width), dtype=bool))
-
     def read(atom: Any) -> Known:
-        return constant(atom.val) if isinstance(atom, jex.Literal) else values[atom]
+        return _constant(atom.val, width) if isinstance(atom, jex.Literal) else values[atom]
 
-    values |= {var: constant(value) for var, value in zip(jaxpr.constvars, constants, strict=True)}
+    constvars = zip(jaxpr.constvars, constants, strict=True)
+    values |= {var: _constant(value, width) for var, value in constvars}
     values |= dict(zip(jaxpr.invars, arguments, strict=True))
     for equation in jaxpr.eqns:
-        inner = _inner(equation)
+        inner = inner_jaxpr(equation)
         operands = [read(atom) for atom in equation.invars]
         if not operands:  # a constant made on the way
             results = [_unread(out, width) for out in equation.outvars]
         elif inner is not None and len(inner.jaxpr.invars) == len(operands):
-            results = _follow(inner.jaxpr, inner.consts, operands)
+            results = _follow(inner.jaxpr, inner.consts, operands, derived)
+            if has_own_derivative(equation) and any(x.reads.nnz for x in operands):
+                results = derived(jaxpr, equation, operands, results)
         else:
             rule = _RULES.get(equation.primitive.name, _everything)
             results = rule(equation, operands)
@@ -78,7 +89,70 @@ def _follow(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Known]) ->
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _inner(equation: Any) -> Any:
+def has_own_derivative(equation: Any) -> bool:
+    """Whether it calls a function that says itself what its derivative is."""
+    return equation.primitive.name.startswith(("custom_jvp_call", "custom_vjp_call"))
+
+
+def _derived(
+    jaxpr: Any, equation: Any, operands: Sequence[Known], results: Sequence[Known]
+) -> list[Known]:
+    """What reads what, by the call's own derivative: a spike's value is flat, its slope is not.
+
+    It is read off the backward pass, which jax's Jacobians take: what an input hears of an output
+    is what the output depends on.
+    """
+    atoms = zip(equation.invars, operands, strict=True)
+    known = {a: x for a, x in atoms if not isinstance(a, jex.Literal)}
+    inputs = sorted(known, key=_is_smooth, reverse=True)
+    count = sum(map(_is_smooth, inputs))
+    outputs = [out for out in equation.outvars if _is_smooth(out)]
+    if not count or not outputs:
+        return list(results)
+    run = piece(jaxpr, inputs, [equation], outputs)
+
+    def backward(values: list[Any], cotangents: list[Any]) -> tuple:
+        return jax.vjp(lambda *x: run(*x, *values[count:]), *values[:count])[1](cotangents)
+
+    ends = (
+        [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in x] for x in (inputs, outputs)
+    )
+    closed = jax.make_jaxpr(backward)(*ends)
+    cotangents = _side_by_side([np.ones(out.aval.shape, bool) for out in outputs])
+    width = cotangents[0].reads.shape[1]
+    values = [_constant(known[a].there, width) for a in inputs]
+    # a rule that calls its own function again would never end
+    heard = _follow(closed.jaxpr, closed.consts, [*values, *cotangents], _too_much)
+    through: Any = sparse.vstack([x.reads for x in heard]).T
+    reads = (through @ sparse.vstack([known[a].reads for a in inputs[:count]])).astype(bool).tocsr()
+    found, start = list(results), 0
+    for k, out in enumerate(equation.outvars):
+        if _is_smooth(out):
+            end = start + results[k].there.size
+            found[k], start = Known(results[k].there, reads[start:end]), end
+    return found
+
+
+def _too_much(
+    jaxpr: Any, equation: Any, operands: Sequence[Known], results: Sequence[Known]
+) -> list[Known]:
+    del jaxpr, results
+    return _everything(equation, operands)
+
+
+def _is_smooth(atom: Any) -> bool:
+    return jnp.issubdtype(atom.aval.dtype, jnp.inexact)
+
+
+def piece(
+    jaxpr: Any, inputs: Sequence[Any], equations: Sequence[Any], outputs: Sequence[Any]
+) -> Callable[..., list[Any]]:
+    """Some equations of a jaxpr, from variables to variables, as a function."""
+    part = jaxpr.replace(constvars=[], invars=inputs, outvars=outputs, eqns=equations)
+    return jex.jaxpr_as_fun(jex.ClosedJaxpr(part, ()))
+
+
+def inner_jaxpr(equation: Any) -> Any:
     """The jaxpr of a call, closed; None where the primitive is none, or loops."""
     if equation.primitive.name in ("scan", "while", "cond"):
         return None
@@ -116,6 +190,11 @@ def _everything(equation: Any, operands: Sequence[Known]) -> list[Known]:
 def _nothing(equation: Any, operands: Sequence[Known]) -> list[Known]:
     """Flat almost everywhere: comparisons, signs, roundings."""
     return [_unread(out, operands[0].reads.shape[1]) for out in equation.outvars]
+
+
+def _constant(value: Any, width: int) -> Known:
+    there = np.asarray(value) != 0
+    return Known(there, sparse.csr_matrix((there.size, width), dtype=bool))
 
 
 def _unread(out: Any, width: int) -> Known:

@@ -63,8 +63,11 @@ class Walking:
     ) -> Drawn:
         """An estimate of nothing, and a key for every stream; `key` is consumed."""
         del sparsity
-        keys = jax.random.key_data(jax.random.split(key, batch_size))
-        return Drawn(keys, self.walk().init(unitwise(cell), params, batch_size))
+        keys = jax.random.split(key, batch_size)
+        data, usual = (jax.random.key_data(k) for k in (keys, jax.random.key(0)))
+        if data.shape[1:] != usual.shape:  # of another kind, which the carry does not tell
+            data = jax.vmap(lambda k: jax.random.bits(k, usual.shape, usual.dtype))(keys)
+        return Drawn(data, self.walk().init(unitwise(cell), params, batch_size))
 
     def transfer(
         self,

@@ -253,7 +253,7 @@ class Wrong(Deep):
 
 def test_an_output_that_is_no_state_is_refused():
     rnn = OnlineRNN(Wrong(), SnAp())
-    with pytest.raises(ValueError, match="is not a part of its new carry"):
+    with pytest.raises(ValueError, match="is not a function of its new carry alone"):
         rnn.initialize_carry(jax.random.key(0), (B, 3))
 
 

@@ -14,7 +14,7 @@ from snaprl.cores import (
     LRUCell,
     RTUCell,
 )
-from snaprl.cores.cells import Activation, unitwise
+from snaprl.cores.cells import Activation, is_unitwise, unitwise
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -144,6 +144,28 @@ def test_an_activation_knows_its_slope(function):
     np.testing.assert_array_equal(y, function(x))
     expected = jax.vmap(jax.grad(function))(x)
     np.testing.assert_allclose(activation.slope(y, saved), expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("function", "elementwise"),
+    [
+        (nn.sigmoid, True),
+        (nn.softplus, True),
+        (nn.swish, True),
+        (nn.relu, True),
+        (nn.gelu, True),
+        (nn.soft_sign, True),
+        (lambda x: nn.leaky_relu(x, 0.3), True),
+        (lambda x: jnp.tanh(x) * jnp.arange(N)[None], True),
+        (nn.softmax, False),
+        (nn.log_softmax, False),
+        (lambda x: x[..., ::-1], False),
+        (lambda x: jnp.cumsum(x, axis=-1), False),
+    ],
+)
+def test_an_activation_is_elementwise_or_the_cell_is_not_unit_wise(function, elementwise):
+    for cell in (nn.SimpleCell(N, activation_fn=function), nn.GRUCell(N, gate_fn=function)):
+        assert is_unitwise(cell) is elementwise
 
 
 def test_a_known_slope_costs_nothing_forward():

@@ -10,6 +10,7 @@ import pytest
 
 from snaprl.cores import (
     BPTT,
+    RTRL,
     ELSTMCell,
     IndRNNCell,
     LayerNormGRUCell,
@@ -229,6 +230,26 @@ def test_to_an_influence_the_statistics_are_constants(kind):
     found = segment_gradient(moving, SnAp(), params, xs, weights)
     expected = segment_gradient(constant, SnAp(), params, xs, weights)
     assert distance(found, expected) == 0.0
+
+
+@LAYER_NORM
+def test_moving_statistics_make_an_exact_method_depend_on_the_split(kind):
+    """Exact inside the segment, where backpropagation moves them; of what was before it, not."""
+    cell = kind(**WIDE)
+    params, xs, weights = problem(cell)
+    expected = flax_gradient(cell, params, xs, weights)
+    assert distance(segment_gradient(cell, RTRL(), params, xs, weights), expected) < 1e-12
+    rnn = OnlineRNN(cell, RTRL())
+    carry = rnn.initialize_carry(jax.random.key(0), xs.shape[1:])
+    variables = {"params": {"cell": params}}
+    carry, _ = rnn.apply(variables, carry, xs[:-1])
+
+    def last(params):
+        return jnp.vdot(weights[-1:], rnn.apply({"params": {"cell": params}}, carry, xs[-1:])[1])
+
+    first = segment_gradient(cell, RTRL(), params, xs[:-1], weights[:-1])
+    found = jax.tree.map(jnp.add, first, jax.grad(last)(params))
+    assert distance(found, expected) > 1e-3
 
 
 @LAYER_NORM
