@@ -100,9 +100,9 @@ def check_pattern(pattern: PyTree, expected: PyTree, method: GradientMethod) -> 
 def refuse_pattern(method: GradientMethod) -> None:
     """Raises: the pattern among the variables is another method's, or a mask's of other shapes."""
     raise ValueError(
-        f"sparsity/pattern does not have the shapes that {method!r} gives it for the module's mask; "
-        "apply the variables with the method and the mask that they were made with, or leave it "
-        "out and let rewire(rnn, variables, mask, input_shape) make it"
+        f"sparsity/pattern does not have the shapes that {method!r} gives it for the module's "
+        "mask; apply the variables with the method and the mask that they were made with, or leave "
+        "it out and let rewire(rnn, variables, mask, input_shape) make it"
     )
 
 

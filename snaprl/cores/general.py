@@ -121,8 +121,8 @@ def pattern(
     if len(row) > room:
         raise ValueError(
             f"the new pattern does not fit where the old one was ({len(row)} entries where there "
-            f"is room for {room}); start from a mask that is at least as dense, or make the core "
-            "anew"
+            f"is room for {room}); give the core's first mask room, by Mask(mask, room=...), or "
+            "make the core anew"
         )
     # past the last column is no parameter: nothing is read or written there
     spare = (0, room - len(row))
