@@ -107,7 +107,8 @@ def test_a_frozen_core_has_no_gradient_and_passes_its_own_on(method):
 def test_any_function_of_the_outputs_may_be_the_loss():
     """A head with weights of its own, and a loss that is not linear."""
     cell, method = "gru", "tail-rtrl"
-    variables, segment = probe.draw_variables(cell, 15), probe.draw_segment(15, 3)
+    rnn, segment = probe.core("tail-rtrl", cell), probe.draw_segment(15, 3)
+    variables = probe.with_pattern(rnn, probe.draw_variables(cell, 15))
     carry = probe.fresh(method, cell)
     head = jnp.asarray(segment.weights[0].T)  # [N, B]
 
@@ -115,9 +116,7 @@ def test_any_function_of_the_outputs_may_be_the_loss():
         return jnp.sum(jnp.tanh(ys @ head) ** 2)
 
     def online(params, head):
-        _, ys = probe.core(method, cell).apply(
-            variables | {"params": {"cell": params}}, carry, segment.xs
-        )
+        _, ys = rnn.apply(variables | {"params": {"cell": params}}, carry, segment.xs)
         return loss(ys, head)
 
     def looped(params, head):

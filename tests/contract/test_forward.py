@@ -107,11 +107,12 @@ def test_the_carry_keeps_its_types_in_short_floats(method, dtype, inputs):
 @pytest.mark.parametrize("method", ["snap1", "tail-rtrl"])
 def test_batch_major_is_the_same_with_two_axes_exchanged(method, x64):
     cell = "gru"
-    variables, segment = probe.draw_variables(cell, 35), probe.draw_segment(35, T)
+    rnn = probe.core(method, cell).clone(time_major=False)
+    variables = probe.with_pattern(rnn, probe.draw_variables(cell, 35))
+    segment = probe.draw_segment(35, T)
     segment.resets[1] = [True, False]
     carry = probe.fresh(method, cell)
     expected = probe.program(method, cell)(variables, carry, segment)
-    rnn = probe.core(method, cell).clone(time_major=False)
     xs, resets = segment.xs.swapaxes(0, 1), segment.resets.swapaxes(0, 1)
     after, ys = jax.jit(rnn.apply)(variables, carry, xs, resets)
     probe.assert_close(ys, expected.ys.swapaxes(0, 1))
