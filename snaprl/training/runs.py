@@ -130,8 +130,8 @@ def write_measured(folder: Path, result: Mapping[str, Any]) -> None:
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Puts runs together that differ by the seed alone, under labels that people can read.
 
-    A label says in what a group differs from the others; a group alone is called by its
-    gradient method.
+    A label says in what a group differs from the others of its environment or task, which it names
+    where there are several; a group alone is called by its gradient method.
     """
     groups: list[list[Run]] = []
     for run in runs:
@@ -141,14 +141,27 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
             groups.append([run])
         else:
             members.append(run)
-    differing = _differing([members[0].settings for members in groups])
+    subjects: dict[str, list[Mapping[str, Any]]] = {}
+    for members in groups:
+        subjects.setdefault(_subject(members[0].settings), []).append(members[0].settings)
+    differing = {subject: _differing(among) for subject, among in subjects.items()}
+    overall = _differing([members[0].settings for members in groups])
+    methods = [key for key in METHODS if len(subjects) == 1 or key in overall]
     labelled: dict[str, list[Run]] = {}
     for members in groups:
-        name = label(members[0].settings, differing or METHODS) or members[0].folder.name
+        settings, subject = members[0].settings, _subject(members[0].settings)
+        words = label(settings, differing[subject] or methods)
+        several = short_id(subject) if len(subjects) > 1 else ""
+        name = ", ".join(filter(None, (several, words))) or members[0].folder.name
         if name in labelled:
             name = f"{name} ({members[0].folder.name})"
         labelled[name] = members
     return labelled
+
+
+def _subject(settings: Mapping[str, Any]) -> str:
+    """The environment or task."""
+    return str(settings.get("env.id") or settings.get("task.name") or "")
 
 
 def _differing(every: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -40,7 +40,7 @@ METRICS = {  # that a table may show, the most telling first, and how they are c
     "eval_loss": "evaluated loss",
     "loss": "training loss",
 }
-SHOWN = 3  # of these, at most
+SHOWN = 3  # of these, at most, for a run
 VERSIONS = ("python", "jax", "flax")  # of what a run was made with, those that the page names
 MAX_LINES = 12  # in a figure
 
@@ -177,9 +177,12 @@ def _blocks(entries: Sequence[Entry], plan: Plan | None, output: Path) -> Iterat
 
 
 def _metrics(entries: Sequence[Entry], plan: Plan | None) -> list[str]:
-    known = [m for m in METRICS if any(entry.values(m) for entry in entries)]
+    """The sweep's own, and the most telling ones of each kind of run."""
     first = [plan.metric] if plan and plan.metric else []
-    return [*first, *(m for m in known if m not in first)][:SHOWN]
+    shown = set()
+    for entry in entries:
+        shown |= {*[m for m in METRICS if entry.values(m) and m not in first][: SHOWN - len(first)]}
+    return [*first, *(m for m in METRICS if m in shown)]
 
 
 def _best(entries: Sequence[Entry], plan: Plan) -> list[Entry]:

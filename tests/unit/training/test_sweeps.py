@@ -362,6 +362,7 @@ def test_different_tasks_have_a_picture_each_and_scores_of_their_own(tmp_path):
         measured = {"step": 1000, "reference_chance.bits_per_char": chance}
         made_up_run(tmp_path / name, seed=0, rate=0.1, level=level, measured=measured, task=name)
     told = report(tmp_path)[0].read_text()
+    assert re.findall(r"^\| (\w+) \| 1 \|", told, re.M) == ["anbn", "copy"]
     assert "![Learning curves](curves-level.png)" in told
     assert "![Learning curves](curves-bits_per_char.png)" in told
     assert "To compare with: chance, bits_per_char 2 (anbn), 1 (copy)." in told
