@@ -112,7 +112,7 @@ def checks() -> Iterator[str]:
         yield f"GRU-{units}, {streams} streams, {method}: {kept(one, streams)} B, made {took} B"
     envs = make_vec("CartPole-v1", 4)
     one = agent(64, "snap1", envs.single_observation_space)
-    actor = Actor(one, HostEnvs(envs), unroll=16, discount=0.99, first_stream=0)
+    actor = Actor(one, HostEnvs(envs), unroll=16, discount=0.99)
     variables = one.init(jax.random.key(0), 4)
     _, played = actor.play(variables, actor.start(0))
     forecast = sent(one, envs.single_observation_space, 4, 16)

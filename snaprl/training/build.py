@@ -167,7 +167,7 @@ def make_actor(
         HostEnvs(make_envs(config, streams)),
         unroll=config.training.unroll,
         discount=config.loss.discount,
-        first_stream=index * streams,
+        index=index,
         alive=alive,
     )
 

@@ -162,9 +162,9 @@ def _evaluate(known: argparse.Namespace, rest: list[str]) -> None:
         try:
             runs.write_measured(known.run, result)
         except OSError as error:
-            words = f"so a report of {known.run} will not have this"
             print(
-                f"snaprl: {runs.MEASURED} cannot be written ({error.strerror}), {words}",
+                f"snaprl: {runs.MEASURED} cannot be written ({error.strerror}), so a report of "
+                f"{known.run} will not have this",
                 file=sys.stderr,
             )
 

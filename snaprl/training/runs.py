@@ -141,18 +141,18 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
             groups.append([run])
         else:
             members.append(run)
+    every = [members[0].settings for members in groups]
     subjects: dict[str, list[Mapping[str, Any]]] = {}
-    for members in groups:
-        subjects.setdefault(_subject(members[0].settings), []).append(members[0].settings)
+    for settings in every:
+        subjects.setdefault(_subject(settings), []).append(settings)
     differing = {subject: _differing(among) for subject, among in subjects.items()}
-    overall = _differing([members[0].settings for members in groups])
-    methods = [key for key in METHODS if len(subjects) == 1 or key in overall]
+    alone = len(subjects) == 1
+    methods = METHODS if alone else [key for key in METHODS if key in _differing(every)]
     labelled: dict[str, list[Run]] = {}
-    for members in groups:
-        settings, subject = members[0].settings, _subject(members[0].settings)
-        words = label(settings, differing[subject] or methods)
-        several = short_id(subject) if len(subjects) > 1 else ""
-        name = ", ".join(filter(None, (several, words))) or members[0].folder.name
+    for settings, members in zip(every, groups, strict=True):
+        subject = _subject(settings)
+        words = ["" if alone else short_id(subject), label(settings, differing[subject] or methods)]
+        name = ", ".join(filter(None, words)) or members[0].folder.name
         if name in labelled:
             name = f"{name} ({members[0].folder.name})"
         labelled[name] = members

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract.probe import assert_close
+from contract.spikes import spike
 
 from snaprl.cores import (
     BPTT,
@@ -43,17 +44,6 @@ class Odd(nn.RNNCellBase):
     @property
     def num_feature_axes(self) -> int:
         return 1
-
-
-@jax.custom_jvp
-def spike(v):
-    return (v > 0).astype(v.dtype)
-
-
-@spike.defjvp
-def _(primals, tangents):
-    (v,), (dv,) = primals, tangents
-    return spike(v), dv / (1 + jnp.abs(v)) ** 2
 
 
 class Spiking(Odd):

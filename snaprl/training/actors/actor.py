@@ -54,7 +54,7 @@ class Actor:
         *,
         unroll: int,
         discount: float,
-        first_stream: int = 0,
+        index: int = 0,
         alive: Callable[[], None] = lambda: None,
     ):
         """Compiles nothing yet.
@@ -65,12 +65,12 @@ class Actor:
           unroll: steps of a segment, T.
           discount: by which a value that ends a truncated episode counts one step earlier, for
             environments that reset in the step that ends an episode.
-          first_stream: the streams are this one and the B - 1 that follow it.
+          index: of this actor: it has the streams from `index * B` on.
           alive: called after every step.
         """
         self._agent, self._envs = agent, envs
         self._unroll, self._discount, self._alive = unroll, discount, alive
-        self._streams = first_stream + np.arange(envs.streams, dtype=np.int32)
+        self.stand_in(index)
         self._step = jax.jit(self._step_traced)
         self._observe = jax.jit(agent.observe)
         self._value = jax.jit(self._value_traced)

@@ -54,7 +54,7 @@ class Entry:
     numbers: Sequence[Mapping[str, float]]  # of each: its last report, and its evaluation
 
     def values(self, metric: str) -> list[float]:
-        """Of the seeds that have it; each of them once."""
+        """Of the seeds that have it."""
         found = (one.get(metric) for one in self.numbers)
         return [float(value) for value in found if isinstance(value, int | float)]
 
@@ -120,9 +120,12 @@ def _entries(folder: Path, plan: Plan | None) -> tuple[list[Entry], list[Path]]:
     else:
         groups, twice = {}, []
         for name, members in runs.group(found).items():
-            seeds = {run.seed: run for run in reversed(members)}
-            groups[name] = [run for run in members if seeds[run.seed] is run]
-            twice += [run.folder.relative_to(folder) for run in members if run not in groups[name]]
+            counted: dict[Any, Run] = {}
+            for run in members:
+                seed = run.folder if run.seed is None else run.seed
+                if counted.setdefault(seed, run) is not run:
+                    twice.append(run.folder.relative_to(folder))
+            groups[name] = list(counted.values())
     entries = [
         Entry(name, members, [_numbers(run) for run in members])
         for name, members in groups.items()
@@ -151,11 +154,16 @@ def _blocks(entries: Sequence[Entry], plan: Plan | None, output: Path) -> Iterat
     metrics = _metrics(entries, plan)
     chosen = list(entries)
     if plan and len(plan.bases) > len({*plan.bases.values()}):
-        chosen = _best(entries, plan)
-        yield Words(
-            f"Of what was tuned the best by `{plan.tune_by}`, "
-            f"{'highest' if plan.highest else 'lowest'} mean; all of it stands below."
-        )
+        if any(entry.values(plan.tune_by or "") for entry in entries):
+            chosen = _best(entries, plan)
+            yield Words(
+                f"Of what was tuned the best by `{plan.tune_by}`, "
+                f"{'highest' if plan.highest else 'lowest'} mean; all of it stands below."
+            )
+        else:
+            yield Words(
+                f"No run has `{plan.tune_by}`, which would tell the best of what was tuned."
+            )
     yield _table(chosen, metrics)
     yield Words(
         "Mean over seeds, and from the lowest to the highest. Wall time and speed are those of one "
@@ -186,12 +194,7 @@ def _metrics(entries: Sequence[Entry], plan: Plan | None) -> list[str]:
 
 
 def _best(entries: Sequence[Entry], plan: Plan) -> list[Entry]:
-    """Of the entries that differ by what is tuned alone, the one whose mean is best.
-
-    Where none has the metric that tells it, all of them.
-    """
-    if all(_rank(entry, plan) == -np.inf for entry in entries):
-        return list(entries)
+    """Of the entries that differ by what is tuned alone, the one whose mean is best."""
     best: dict[str, Entry] = {}
     for entry in entries:
         base = plan.bases[entry.name]

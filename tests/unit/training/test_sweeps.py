@@ -329,7 +329,8 @@ def test_what_is_compared_stays_and_what_is_tuned_is_chosen(tmp_path):
     (tmp_path / "sweep.toml").write_text(f"tune_by = 'eval_loss'\n{RATES}")
     assert re.findall(names, summary(tmp_path)) == [("1", "0.1"), ("2", "0.1")]
     (tmp_path / "sweep.toml").write_text(f"tune_by = 'evil_loss'\n{RATES}")  # none has it
-    assert len(re.findall(names, summary(tmp_path))) == 3
+    assert len(re.findall(names, told := summary(tmp_path))) == 3
+    assert "No run has `evil_loss`, which would tell the best of what was tuned." in told
 
 
 def test_runs_that_are_not_through_are_named_and_old_evaluations_are_not_told(tmp_path):

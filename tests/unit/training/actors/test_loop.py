@@ -24,7 +24,7 @@ AGENT = maze_agent()
 def actor(index: int, actors: int) -> Actor:
     streams = B // actors
     vector = PureVectorEnv(TMaze(length=LENGTH, timeout=TIMEOUT).make(), streams)
-    place = {"unroll": T, "discount": GAMMA, "first_stream": index * streams}
+    place = {"unroll": T, "discount": GAMMA, "index": index}
     return Actor(AGENT, HostEnvs(vector), **place)
 
 
