@@ -1,12 +1,13 @@
-"""From numbers that the network puts out to actions of a space, by distrax's distributions."""
+"""From numbers that the network puts out to actions of a space."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import distrax
 import gymnasium
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from gymnasium import spaces
 
 from snaprl.agents.types import Array
@@ -48,18 +49,25 @@ def policy_for(space: gymnasium.Space) -> Policy:
     )
 
 
-def _categorical(logits: Array) -> Any:
-    """A distribution of distrax, whose annotations name arrays that its methods never return."""
-    return distrax.Categorical(logits)
+def _log_prob(logits: Array, action: Array) -> Array:
+    return -optax.softmax_cross_entropy_with_integer_labels(logits, action)
+
+
+def _entropy(logits: Array) -> Array:
+    return optax.softmax_cross_entropy(logits, jax.nn.softmax(logits))
+
+
+def _most(logits: Array) -> Array:
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
 def _discrete(count: int, start: int) -> Policy:
     return Policy(
         size=count,
-        sample=lambda logits, key: _categorical(logits).sample(seed=key),
-        mode=lambda logits: jnp.argmax(logits, axis=-1).astype(jnp.int32),
-        log_prob=lambda logits, action: _categorical(logits).log_prob(action),
-        entropy=lambda logits: _categorical(logits).entropy(),
+        sample=lambda logits, key: jax.random.categorical(key, logits).astype(jnp.int32),
+        mode=_most,
+        log_prob=_log_prob,
+        entropy=_entropy,
         to_env=lambda action: action + start if start else action,
         none=jnp.int32(-1),
         observed=spaces.Discrete(count),
@@ -70,20 +78,18 @@ def _multi_discrete(space: spaces.MultiDiscrete) -> Policy:
     sizes, start = [int(n) for n in space.nvec], np.asarray(space.start)
     edges = np.cumsum(sizes)[:-1].tolist()
 
-    def parts(logits: Array) -> list[Any]:
-        return [_categorical(x) for x in jnp.split(logits, edges, axis=-1)]
+    def parts(logits: Array) -> list[Array]:
+        return jnp.split(logits, edges, axis=-1)
 
     def sample(logits: Array, key: Array) -> Array:
         # Gumbel noise over all entries at once: one draw per entry, one key
-        noisy = logits + distrax.Gumbel(0.0, 1.0).sample(seed=key, sample_shape=logits.shape)
-        return mode(noisy)
+        return mode(logits + jax.random.gumbel(key, logits.shape, logits.dtype))
 
     def mode(logits: Array) -> Array:
-        best = [jnp.argmax(x, axis=-1) for x in jnp.split(logits, edges, axis=-1)]
-        return jnp.stack(best, axis=-1).astype(jnp.int32)
+        return jnp.stack([_most(part) for part in parts(logits)], axis=-1)
 
     def log_prob(logits: Array, action: Array) -> Array:
-        terms = [part.log_prob(action[..., k]) for k, part in enumerate(parts(logits))]
+        terms = [_log_prob(part, action[..., k]) for k, part in enumerate(parts(logits))]
         return jnp.stack(terms).sum(0)
 
     return Policy(
@@ -91,7 +97,7 @@ def _multi_discrete(space: spaces.MultiDiscrete) -> Policy:
         sample=sample,
         mode=mode,
         log_prob=log_prob,
-        entropy=lambda logits: jnp.stack([part.entropy() for part in parts(logits)]).sum(0),
+        entropy=lambda logits: jnp.stack([_entropy(part) for part in parts(logits)]).sum(0),
         to_env=lambda action: action + jnp.broadcast_to(start, action.shape),
         none=jnp.full(len(sizes), -1, jnp.int32),
         observed=spaces.MultiDiscrete(sizes),
@@ -104,15 +110,26 @@ def _gaussian(space: spaces.Box) -> Policy:
     low, high = (np.where(bounded, x, y) for x, y in ((space.low, -1.0), (space.high, 1.0)))
     centre, half = ((high + low) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
 
-    def distribution(logits: Array) -> Any:  # see _categorical
+    def mean_and_log_scale(logits: Array) -> tuple[Array, Array]:
         mean, log_scale = jnp.split(logits, 2, axis=-1)
-        return distrax.MultivariateNormalDiag(mean, jnp.exp(jnp.clip(log_scale, -5.0, 2.0)))
+        return mean, jnp.clip(log_scale, -5.0, 2.0)
 
     def flat(action: Array) -> Array:
         return action.reshape(*action.shape[: action.ndim - len(shape)], size)
 
     def shaped(flat_action: Array) -> Array:
         return flat_action.reshape(*flat_action.shape[:-1], *shape)
+
+    def sample(logits: Array, key: Array) -> Array:
+        mean, log_scale = mean_and_log_scale(logits)
+        return shaped(mean + jnp.exp(log_scale) * jax.random.normal(key, mean.shape, mean.dtype))
+
+    def log_prob(logits: Array, action: Array) -> Array:
+        mean, log_scale = mean_and_log_scale(logits)
+        return jax.scipy.stats.norm.logpdf(flat(action), mean, jnp.exp(log_scale)).sum(-1)
+
+    def entropy(logits: Array) -> Array:
+        return (mean_and_log_scale(logits)[1] + 0.5 * np.log(2 * np.pi * np.e)).sum(-1)
 
     def to_env(action: Array) -> Array:
         def of_all(x: np.ndarray) -> Array:
@@ -122,10 +139,10 @@ def _gaussian(space: spaces.Box) -> Policy:
 
     return Policy(
         size=2 * size,
-        sample=lambda logits, key: shaped(distribution(logits).sample(seed=key)),
-        mode=lambda logits: shaped(distribution(logits).mode()),
-        log_prob=lambda logits, action: distribution(logits).log_prob(flat(action)),
-        entropy=lambda logits: distribution(logits).entropy(),
+        sample=sample,
+        mode=lambda logits: shaped(mean_and_log_scale(logits)[0]),
+        log_prob=log_prob,
+        entropy=entropy,
         to_env=to_env,
         none=jnp.zeros(shape, jnp.float32),
         observed=spaces.Box(-np.inf, np.inf, shape, np.float32),

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import rlax
 
 from snaprl.agents.types import Array, Segment
 
@@ -38,6 +37,8 @@ def lambda_returns(
 
     Reference: Sutton and Barto, "Reinforcement Learning", 2018, section 12.1.
     """
+    import rlax  # here, since it takes seconds to load, which no actor needs
+
     returns: Any = jax.vmap(rlax.lambda_returns, in_axes=1, out_axes=1)
     decays = trace_decay * _goes_on(segment, values)
     return jax.lax.stop_gradient(
@@ -71,6 +72,8 @@ def vtrace(
     Reference: Espeholt et al., 2018, "IMPALA: Scalable Distributed Deep-RL with Importance Weighted
     Actor-Learner Architectures", section 4.1.
     """
+
+    import rlax
 
     def of_stream(*columns: Array) -> Any:
         return rlax.vtrace_td_error_and_advantage(

@@ -25,8 +25,8 @@ MAY_IMPORT = {
     "agents": {"cores"},
     "training": {"agents", "cores", "envs"},
 }
-# Each is optional, or of use to training alone.
-HEAVY = ["matplotlib", "orbax", "pandas", "ray", "tensorboardX", "tensorflow"]
+# Each is optional, or of use to training alone: an actor starts without them.
+HEAVY = ["distrax", "matplotlib", "orbax", "pandas", "ray", "tensorboardX", "tensorflow"]
 
 
 def rooms_imported(source: str) -> set[str]:

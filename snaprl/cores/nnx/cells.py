@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 from flax.nnx.nn import dtypes
 
-from snaprl.cores.types import Array
+from snaprl.cores.nnx import any_cell
+from snaprl.cores.types import PyTree
 
 
 class _Kin(NamedTuple):
@@ -54,21 +55,24 @@ _KIN: dict[type[nnx.RNNCellBase], _Kin] = {
 }
 
 
-def _kin(cell: nnx.RNNCellBase) -> _Kin:
-    # a subclass may compute anything
+def _kin(cell: nnx.RNNCellBase) -> _Kin | None:
+    """None for a subclass, or a cell of which a layer was exchanged: they may compute anything."""
     kin = _KIN.get(type(cell))
     if kin is None:
-        known = ", ".join(kind.__name__ for kind in _KIN)
-        raise TypeError(
-            f"{type(cell).__name__} is not a cell whose gradient can be followed online; "
-            f"use one of nnx's {known}"
-        )
-    return kin
+        return None
+    plain = (_is_plain(getattr(cell, name), cell, name in kin.biased) for name in kin.layers)
+    return kin if all(plain) else None
 
 
 def linen_cell(cell: Any) -> nn.RNNCellBase:
-    """The linen cell that computes what `cell` does; it never makes parameters of its own."""
+    """The linen cell that computes what `cell` does; it never draws parameters of its own.
+
+    Raises:
+      TypeError: a cell that is not one of nnx's own holds other variables than parameters.
+    """
     kin, zeros = _kin(cell), nn.initializers.zeros_init()
+    if kin is None:
+        return any_cell.linen_cell(cell)
     return kin.cell(
         features=cell.hidden_features,
         activation_fn=cell.activation_fn,
@@ -83,20 +87,15 @@ def linen_cell(cell: Any) -> nn.RNNCellBase:
     )
 
 
-def parameters(cell: nnx.RNNCellBase) -> dict[str, dict[str, Array]]:
-    """The cell's parameters under nnx's names, from layers that are still as nnx makes them."""
-    kin, params = _kin(cell), {}
-    for name in kin.layers:
-        layer = getattr(cell, name)
-        if not _is_plain(layer, cell, name in kin.biased):
-            raise TypeError(
-                f"{name} is not the linear layer that nnx's {type(cell).__name__} makes; what it "
-                "computes cannot be followed online"
-            )
-        params[name] = {"kernel": layer.kernel[...]}
-        if name in kin.biased:
-            params[name]["bias"] = layer.bias[...]
-    return params
+def initial_carry(cell: Any, input_shape: tuple[int, ...], stream: nnx.RngStream) -> PyTree:
+    """What streams start from, drawn as the cell draws it.
+
+    Raises:
+      TypeError: a cell that is not one of nnx's own reads parameters to say so.
+    """
+    if _kin(cell) is None:
+        return any_cell.initial_carry(cell, input_shape, nnx.Rngs(stream()))
+    return cell.initialize_carry(tuple(input_shape), stream)
 
 
 def _is_plain(layer: Any, cell: Any, biased: bool) -> bool:
@@ -112,15 +111,15 @@ def _is_plain(layer: Any, cell: Any, biased: bool) -> bool:
     )
 
 
-def apart(
-    cell: nnx.RNNCellBase, tree: Mapping[str, Mapping[str, Any]], absent: Any
-) -> dict[str, dict[str, Any]]:
+def apart(cell: Any, tree: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
     """Cuts arrays `[..., G N]` under nnx's names into arrays `[..., N]` under linen's.
 
-    The GRU of nnx has no bias inside the product with its reset gate, where linen's has one.
-    `absent` stands there: as a parameter 0, and masked, so that a method keeps no influence of it.
+    The GRU of nnx has no bias inside the product with its reset gate, where linen's has one. Zeros
+    of `dtype` stand there: as a parameter 0, and masked, so that a method keeps no influence of it.
     """
     kin = _kin(cell)
+    if kin is None:
+        return dict(tree)
     parts: dict[str, dict[str, Any]] = {}
     for layer, leaves in tree.items():
         names = kin.layers[layer]
@@ -130,5 +129,5 @@ def apart(
             for name, part in zip(names, cut(joined, len(names), axis=-1), strict=True):
                 parts.setdefault(name, {})[leaf] = part
     for name in kin.lacking:
-        parts.setdefault(name, {})["bias"] = absent
+        parts.setdefault(name, {})["bias"] = np.zeros(cell.hidden_features, dtype)
     return parts

@@ -10,12 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from snaprl.cores import checks, online_rnn
 from snaprl.cores.masks import Mask
-from snaprl.cores.nnx import cells
+from snaprl.cores.nnx import any_cell, cells
 from snaprl.cores.rewire import rewire
 from snaprl.cores.room import first_pattern
 from snaprl.cores.snap import SnAp
@@ -43,7 +42,9 @@ class OnlineRNN(nnx.Module):
       (4, 16, 64)
 
     Attributes:
-      cell: nnx's SimpleCell, GRUCell, LSTMCell or OptimizedLSTMCell.
+      cell: nnx's SimpleCell, GRUCell, LSTMCell or OptimizedLSTMCell; any other `nnx.RNNCellBase`,
+        and one of these that was changed to compute something else, takes a general path, which is
+        right and not fast.
       method: how the gradient travels, as for `snaprl.cores.OnlineRNN`.
       mask: tree of 0/1 arrays under the cell's own names; leaves that are missing are dense. It is
         kept as `Wiring`, which `rewire` changes without recompiling. Masked weights count as 0
@@ -52,9 +53,10 @@ class OnlineRNN(nnx.Module):
         default is the opposite of `nnx.RNN`'s.
 
     Raises:
-      TypeError: the cell is none of these, or was built or changed to compute something else; or
-        the method is no gradient method.
-      ValueError: the mask does not fit the cell.
+      TypeError: the cell is no cell of nnx, or holds variables that are no parameters; or the
+        method is no gradient method.
+      ValueError: the mask does not fit the cell, or there is one and the cell does not say how many
+        inputs it reads.
     """
 
     def __init__(
@@ -77,7 +79,8 @@ class OnlineRNN(nnx.Module):
         self._first_mask = Mask(apart, room=room) if apart else None
         if apart:
             params = self._variables()["params"]["cell"]
-            inputs: Any = jax.ShapeDtypeStruct((1, self.cell.in_features), self.cell.param_dtype)
+            dtype = getattr(cell, "param_dtype", jnp.float32)
+            inputs: Any = jax.ShapeDtypeStruct(self._input_shape(), dtype)
             linen = cells.linen_cell(cell)
             self._set_pattern(first_pattern(method, linen, params, self._first_mask, inputs))
 
@@ -95,12 +98,14 @@ class OnlineRNN(nnx.Module):
           TypeError: `input_shape` is not a shape at all.
           ValueError: `input_shape` is not `(B, M)`, or the cell reads another number of inputs.
         """
-        checks.check_input_shape(input_shape, 1, "(input_shape, rngs)")
-        checks.check_inputs("input_shape is", input_shape, self.cell.in_features)
+        axes = any_cell.feature_axes(self.cell)
+        checks.check_input_shape(input_shape, axes, "(input_shape, rngs)")
+        if hasattr(self.cell, "in_features"):
+            checks.check_inputs("input_shape is", input_shape, self._input_shape()[-1])
         if not isinstance(rngs, nnx.Rngs | nnx.RngStream):
             rngs = nnx.Rngs(rngs)
         stream = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
-        hidden = self.cell.initialize_carry(tuple(input_shape), stream)
+        hidden = cells.initial_carry(self.cell, tuple(input_shape), stream)
         carry = self._linen().initialize_carry(stream(), input_shape)
         # each leaf in a buffer of its own, so that a fresh carry may be donated
         return CoreState(hidden, jax.tree.map(jnp.copy, carry.influence))
@@ -162,11 +167,10 @@ class OnlineRNN(nnx.Module):
         """
         keep = _checked(mask, self.cell)
         Mask(keep).check_leaves(Mask(self._held()))
-        shape = (1, self.cell.in_features)
-        variables, carry = rewire(self._linen(), self._variables(), self._apart(keep), shape, carry)
-        for layer, leaves in self.mask.items():
-            for leaf, variable in leaves.items():
-                variable[...] = jnp.asarray(keep[layer][leaf])
+        shape, new = self._input_shape(), self._apart(keep)
+        variables, carry = rewire(self._linen(), self._variables(), new, shape, carry)
+        for variable, leaf in zip(_wirings(self.mask), jax.tree.leaves(keep), strict=True):
+            variable[...] = jnp.asarray(leaf)
         self._set_pattern(variables["sparsity"].get("pattern", ()))
         return carry
 
@@ -178,8 +182,8 @@ class OnlineRNN(nnx.Module):
 
     def _variables(self) -> dict[str, Any]:
         """The cell's parameters and their mask, in the places where linen looks for them."""
-        features, dtype = self.cell.hidden_features, self.cell.param_dtype
-        params = cells.apart(self.cell, cells.parameters(self.cell), jnp.zeros(features, dtype))
+        dtype = getattr(self.cell, "param_dtype", jnp.float32)
+        params = cells.apart(self.cell, any_cell.parameters(self.cell), dtype)
         sparsity: dict[str, Any] = {"cell": self._apart(self._held())}
         if self.pattern is not None:
             sparsity["pattern"] = self.pattern.get_value()
@@ -187,15 +191,22 @@ class OnlineRNN(nnx.Module):
 
     def _held(self) -> dict[str, Any]:
         """The mask as nested dicts, under the cell's own names."""
-        return {
-            layer: {leaf: keep[...] for leaf, keep in leaves.items()}
-            for layer, leaves in self.mask.items()
-        }
+        return jax.tree.map(lambda keep: keep[...], self.mask, is_leaf=_is_wiring)
+
+    def _input_shape(self) -> tuple[int, ...]:
+        """Of one step of one stream."""
+        inputs = getattr(self.cell, "in_features", None)
+        if inputs is None:
+            raise ValueError(
+                f"{type(self.cell).__name__} has no attribute in_features, and what a mask leaves "
+                "depends on how many inputs there are; give it one, an int or a tuple"
+            )
+        return (1, inputs) if isinstance(inputs, int) else (1, *inputs)
 
     def _apart(self, mask: Mapping[str, Any]) -> dict[str, Any]:
         """A mask of the cell as one of linen's."""
         # in NumPy, so that it has values where the module itself is made under jit
-        return cells.apart(self.cell, mask, np.zeros(self.cell.hidden_features, bool))
+        return cells.apart(self.cell, mask, bool)
 
     def _set_pattern(self, pattern: PyTree) -> None:
         if pattern != ():
@@ -204,9 +215,24 @@ class OnlineRNN(nnx.Module):
 
 def _checked(mask: Mapping[str, Any] | Mask | None, cell: nnx.RNNCellBase) -> dict[str, Any]:
     """The mask as nested dicts of bool arrays, which fit the cell."""
-    params = cells.parameters(cell)
+    cells.linen_cell(cell)  # raises where there is none
     if mask is None:
         return {}
-    mask = mask if isinstance(mask, Mask) else Mask(mask)
-    mask.check(params)
+    mask = mask if isinstance(mask, Mask) else Mask(_named(mask))
+    mask.check(any_cell.parameters(cell))
     return mask.tree()
+
+
+def _named(tree: Any) -> Any:
+    """A mask with strings where nnx has places in a list."""
+    if not isinstance(tree, Mapping):
+        return tree
+    return {str(name): _named(leaf) for name, leaf in tree.items()}
+
+
+def _is_wiring(leaf: Any) -> bool:
+    return isinstance(leaf, Wiring)
+
+
+def _wirings(tree: PyTree) -> list[Wiring]:
+    return jax.tree.leaves(tree, is_leaf=_is_wiring)

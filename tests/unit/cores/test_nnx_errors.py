@@ -3,13 +3,12 @@
 import re
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from snaprl.cores import BPTT, SnAp
+from snaprl.cores import BPTT, UORO, SnAp
 from snaprl.cores.nnx import OnlineRNN
 
 T, B, M, N = 3, 2, 2, 3
@@ -27,10 +26,6 @@ def says(sentence, kind=ValueError):
 GRU = nnx.GRUCell(M, N, rngs=nnx.Rngs(0))
 
 
-class OwnCell(nnx.GRUCell):
-    """A subclass may compute anything."""
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -46,48 +41,55 @@ def test_what_is_no_cell_and_no_method(arguments, sentence):
         OnlineRNN(**{"cell": GRU} | arguments)
 
 
-def test_a_cell_that_is_not_known():
+class OwnCell(nnx.RNNCellBase):
+    """Holds what a test gives it."""
+
+    def __init__(self, **held):
+        self.dense = nnx.Linear(M + N, N, rngs=nnx.Rngs(0))
+        for name, value in held.items():
+            setattr(self, name, value)
+
+    def __call__(self, carry, inputs):
+        carry = nnx.tanh(self.dense(jnp.concatenate([inputs, carry], -1)))
+        return carry, carry
+
+    def initialize_carry(self, input_shape, rngs=None):
+        start = getattr(self, "start", jnp.zeros(N))
+        return jnp.broadcast_to(start, (*input_shape[:-1], N))
+
+
+def test_a_cell_that_holds_more_than_parameters():
     with says(
-        "OwnCell is not a cell whose gradient can be followed online; use one of nnx's "
-        "SimpleCell, GRUCell, LSTMCell, OptimizedLSTMCell",
+        "dropout.rngs.count of OwnCell is a RngCount, and a step that is followed online may read "
+        "parameters, the carry and its input; keep it outside of the cell",
         TypeError,
     ):
-        OnlineRNN(OwnCell(M, N, rngs=nnx.Rngs(0)))
+        OnlineRNN(OwnCell(dropout=nnx.Dropout(0.5, rngs=nnx.Rngs(0))))
 
 
-def changed(**changes):
-    cell = nnx.GRUCell(M, N, rngs=nnx.Rngs(0))
-    for name, value in changes.items():
-        setattr(cell.dense_h, name, value)
-    return cell
-
-
-def own_promotion(arrays, dtype=None):
-    return tuple(arrays)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: changed(precision="highest"),
-        lambda: changed(dot_general=lambda *args, **kwargs: jax.lax.dot_general(*args, **kwargs)),
-        lambda: changed(preferred_element_type=jnp.float32),
-        lambda: changed(dtype=jnp.bfloat16),
-        lambda: changed(promote_dtype=own_promotion),
-        lambda: changed(bias=nnx.Param(jnp.zeros(3 * N))),
-        lambda: nnx.LoRALinear(N, 3 * N, lora_rank=1, use_bias=False, rngs=nnx.Rngs(0)),
-    ],
-)
-def test_a_layer_that_computes_something_else(make):
-    cell = make()
-    if not isinstance(cell, nnx.GRUCell):
-        cell, cell.dense_h = nnx.GRUCell(M, N, rngs=nnx.Rngs(0)), cell
+def test_a_start_that_is_learned():
+    rnn = OnlineRNN(OwnCell(start=nnx.Param(jnp.zeros(N))))
     with says(
-        "dense_h is not the linear layer that nnx's GRUCell makes; what it computes cannot be "
-        "followed online",
+        "initialize_carry of OwnCell reads parameters, and what a stream starts from has no "
+        "influence; let it return constants, and add what is learned in the step",
         TypeError,
     ):
-        OnlineRNN(cell)
+        fresh(rnn)
+
+
+def test_a_mask_for_a_cell_that_reads_nobody_knows_how_many_inputs():
+    mask = {"dense": {"kernel": np.ones((M + N, N))}}
+    with says(
+        "OwnCell has no attribute in_features, and what a mask leaves depends on how many inputs "
+        "there are; give it one, an int or a tuple"
+    ):
+        OnlineRNN(OwnCell(), mask=mask)
+    OnlineRNN(OwnCell(in_features=M), mask=mask)
+
+
+def test_a_method_that_does_not_take_any_cell():
+    with pytest.raises(TypeError, match="^OwnCell is not known to be unit-wise, as this method"):
+        fresh(OnlineRNN(OwnCell(), UORO()))
 
 
 def test_shapes_that_do_not_fit():
