@@ -148,7 +148,10 @@ def run_python(code: str, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("module", ["snaprl", "snaprl.cores", "snaprl.envs", "snaprl.envs.tmaze"])
+LIGHT = ["snaprl", "snaprl.cores", "snaprl.envs", "snaprl.envs.tmaze", "snaprl.agents"]
+
+
+@pytest.mark.parametrize("module", [*LIGHT, "snaprl.training.build"])
 def test_import_is_light(module):
     code = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
     modules = json.loads(run_python(code))
