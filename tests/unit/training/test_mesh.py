@@ -55,12 +55,11 @@ def run(devices, streams, parameters=False, agent=agent, bank=0, **options):
     learner = make_learner(agent.loss, optax.adam(1e-2), prepare=agent.prepare, **options)
     learner, key, all_ = mesh.learner(learner), jax.random.key(0), bank or streams
     state = mesh.keep(learner.init(agent.init(key, all_), agent.initial_state(key, all_)))
-    update = jax.jit(learner.update, donate_argnums=0)
-    losses = []
-    for number in range(3):
-        state, metrics = update(state, mesh.put(segment(streams, number, bank)))
+    update, losses = jax.jit(learner.update, donate_argnums=0), []
+    compiled = update.lower(state, mesh.put(segment(streams, 0, bank))).compile()
+    for number in range(3):  # a state that lies elsewhere than the last one is refused
+        state, metrics = compiled(state, mesh.put(segment(streams, number, bank)))
         losses.append(float(metrics["loss"]))
-    compiled = update.lower(state, mesh.put(segment(streams, 3, bank))).compile()
     cost = compiled.cost_analysis()
     placed = [len(x.sharding.device_set) for x in jax.tree.leaves(state.bank.influence)]
     whole = [x.sharding.is_fully_replicated for x in jax.tree.leaves(state.bank.influence)]
@@ -68,8 +67,7 @@ def run(devices, streams, parameters=False, agent=agent, bank=0, **options):
     kept = [sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(tree))
             for tree in (state.variables["params"], state.optimizer)]
     return {"losses": losses, "params": params, "flops": cost["flops"], "placed": placed,
-            "whole": whole, "compiled": update._cache_size(), "text": compiled.as_text(),
-            "kept": kept}
+            "whole": whole, "text": compiled.as_text(), "kept": kept}
 
 passes = {"epochs": 2, "minibatches": 2}
 found = {"ppo": [run(d, 8, agent=ppo, whole_bank=True, **passes) for d in (1, 8)],
@@ -111,7 +109,7 @@ print(json.dumps({"losses": losses, "params": params, "devices": jax.device_coun
 
 
 def environment(devices: int) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
@@ -129,7 +127,6 @@ def test_eight_devices_compute_what_one_computes(found, kind):
     assert one["losses"] == pytest.approx(eight["losses"], rel=1e-4)
     for a, b in zip(one["params"], eight["params"], strict=True):
         assert np.array(a) == pytest.approx(np.array(b), abs=2e-4)
-    assert eight["compiled"] == 1
     assert set(eight["placed"]) == {8}
     assert not any(eight["whole"])
 
