@@ -56,6 +56,21 @@ def check_pairs(cell: UnitwiseCell, params: Params, mask: Params, order: int | N
     _check(size, 1, cell, params, mask, order)
 
 
+def check_jacobians(cell: nn.RNNCellBase, state: int, parameters: int, dtype: Any) -> None:
+    """Raises ValueError where one step's Jacobians on the general path are too large.
+
+    Three arrays `[state, parameters]` are alive at once, whatever is kept of them, and one stream's
+    at a time: that by the parameters, the influence spread out, and their sum.
+    """
+    size, room = 3 * state * parameters * np.dtype(dtype).itemsize, _memory()
+    if size > room:
+        raise ValueError(
+            f"{type(cell).__name__} is not known to be unit-wise, and its Jacobians of one step "
+            f"take {size / GIB:.1f} GiB, of {room / GIB:.1f} GiB; BPTT() would fit, or a smaller "
+            "cell, or one whose units are known"
+        )
+
+
 def _check(
     size: int,
     streams: int,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from snaprl.cores import structure
+from snaprl.cores import forecast, structure
 from snaprl.cores.readout import readout
 from snaprl.cores.segment import influence_dtype, where_reset
 from snaprl.cores.types import Array, CoreState, Params, PyTree, Sparsity
@@ -102,6 +102,7 @@ def pattern(
     carry = jax.eval_shape(lambda: cell.initialize_carry(jax.random.key(0), (1, *inputs.shape[1:])))
     size = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(carry))
     dtype = jnp.result_type(*jax.tree.leaves(params))
+    forecast.check_jacobians(cell, size, len(theta), influence_dtype(params))
     arguments = (
         jax.ShapeDtypeStruct((size,), dtype),
         jax.ShapeDtypeStruct(theta.shape, dtype),

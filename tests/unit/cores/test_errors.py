@@ -280,3 +280,20 @@ def test_a_pattern_that_would_not_fit_is_not_made(monkeypatch):
     with pytest.raises(AttributeError):  # of a pattern that is None
         rnn.initialize_carry(jax.random.key(0), (1, 2))
     assert made
+
+
+class Unknown(nn.GRUCell):
+    """A subclass may compute anything."""
+
+
+@pytest.mark.parametrize("method", [SnAp(order=1), RTRL(), BPTT(tail=SnAp(order=1))], ids=repr)
+def test_jacobians_that_would_not_fit_are_not_made(monkeypatch, method):
+    rnn, fits = OnlineRNN(Unknown(4), method), OnlineRNN(Unknown(4), BPTT())
+    numbers = 4 * (3 * (2 + 4) * 4 + 4 * 4)  # of the state, times those of the parameters
+    monkeypatch.setattr(forecast, "_memory", lambda: 3 * 4 * numbers - 1)
+    wanted = r"^Unknown is not known to be unit-wise, and its Jacobians .* GiB; BPTT\(\) would fit"
+    with pytest.raises(ValueError, match=wanted):
+        rnn.initialize_carry(jax.random.key(0), (1, 2))
+    fits.initialize_carry(jax.random.key(0), (1, 2))
+    monkeypatch.setattr(forecast, "_memory", lambda: 3 * 4 * numbers)
+    OnlineRNN(Unknown(4), method).initialize_carry(jax.random.key(0), (1, 2))
