@@ -13,26 +13,32 @@ import jax.numpy as jnp
 from snaprl.cores.segment import scan, where_reset
 from snaprl.cores.types import Array, Params, PyTree
 
-Contract = Callable[[PyTree], Params]  # dL/dh_0, shaped like the carry, to dL/dh_0 J_0
+# (what is known of the past, dL/dh_0 shaped like the carry) to dL/dh_0 J_0
+Contract = Callable[[PyTree, PyTree], Params]
 
 
-def attach(params: Params, hidden: PyTree, contract: Contract) -> PyTree:
-    """Returns `hidden`; what flows back into it goes to `params` through `contract`."""
+def attach(params: Params, hidden: PyTree, past: PyTree, contract: Contract) -> PyTree:
+    """Returns `hidden`; what flows back into it goes to `params` through `contract`.
+
+    `past` is an argument of the rule's, as everything has to be that may be traced: the rule is
+    called when the gradient is taken, which may be outside of the jit or the loop that this is in.
+    """
 
     @jax.custom_vjp
-    def attached(params: Params, hidden: PyTree) -> PyTree:
+    def attached(params: Params, hidden: PyTree, past: PyTree) -> PyTree:
         return hidden
 
-    def forward(params: Params, hidden: PyTree) -> tuple[PyTree, None]:
-        return hidden, None
+    def forward(params: Params, hidden: PyTree, past: PyTree) -> tuple[PyTree, PyTree]:
+        return hidden, (params, past)
 
-    def backward(residuals: None, ct_hidden: PyTree) -> tuple[Params, PyTree]:
-        grads = contract(ct_hidden)
+    def backward(residuals: PyTree, ct_hidden: PyTree) -> tuple[Params, PyTree, None]:
+        params, past = residuals
+        grads = contract(past, ct_hidden)
         grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
-        return grads, jax.tree.map(jnp.zeros_like, ct_hidden)
+        return grads, jax.tree.map(jnp.zeros_like, ct_hidden), None
 
     attached.defvjp(forward, backward)
-    return attached(params, hidden)
+    return attached(params, hidden, past)
 
 
 def step(cell: nn.RNNCellBase, params: Params, hidden: PyTree, x_t: Array) -> tuple[PyTree, Array]:

@@ -151,8 +151,8 @@ class BPTT:
             return segment.unroll(cell, rule, params, sparsity, state, xs, resets)
         hidden, influence = jax.lax.stop_gradient(state)
         if self.tail is not None and jax.tree.leaves(influence):  # `SnAp(0)` carries nothing
-            contract, influence = _past(self.tail, cell, params, sparsity, state, xs, resets)
-            hidden = backprop.attach(params, hidden, contract)
+            past, contract, influence = _past(self.tail, cell, params, sparsity, state, xs, resets)
+            hidden = backprop.attach(params, hidden, past, contract)
         hidden, ys = backprop.unroll(cell, params, hidden, xs, resets, pieces=self.pieces)
         return jax.lax.stop_gradient(CoreState(hidden, influence)), ys
 
@@ -170,20 +170,23 @@ def _past(
     state: CoreState,
     xs: Array,
     resets: Array | None,
-) -> tuple[backprop.Contract, PyTree]:
-    """How the tail's influence meets dL/dh_0, and what becomes of it over the segment."""
+) -> tuple[PyTree, backprop.Contract, PyTree]:
+    """What is known of the past, how it meets dL/dh_0, and the influence after the segment."""
     fixed, state, xs = jax.lax.stop_gradient((params, state, xs))
-    before = segment.remembered(resets, state.influence)
+    past = fixed, sparsity, segment.remembered(resets, state.influence)
     if _is_general(tail, cell):
 
-        def of_numbers(ct: PyTree) -> Params:
+        def of_numbers(past: PyTree, ct: PyTree) -> Params:
+            fixed, sparsity, before = past
             lambda_ = general.as_state(ct).astype(before.dtype)
             return general.contract(fixed, sparsity, before, lambda_)
 
-        return of_numbers, general.influence_after(cell, fixed, sparsity, state, xs, resets)
+        after = general.influence_after(cell, fixed, sparsity, state, xs, resets)
+        return past, of_numbers, after
     view, memory = unitwise(cell), tail.memory(cell, sparsity)
 
-    def contract(ct: PyTree) -> Params:
+    def contract(past: PyTree, ct: PyTree) -> Params:
+        fixed, sparsity, before = past
         dtype = segment.influence_dtype(fixed)
         lambda_ = tuple(x.astype(dtype) for x in segment.pack(ct))
         lambda_ = memory.lift(sparsity, lambda_)
@@ -191,7 +194,8 @@ def _past(
 
     start = segment.initial_state(cell, xs[0])
     linearised = segment.linearise(view, fixed, start, segment.pack(state.hidden), xs, resets)
-    return contract, memory.advance(view, fixed, sparsity, linearised, state.influence)
+    after = memory.advance(view, fixed, sparsity, linearised, state.influence)
+    return past, contract, after
 
 
 def full_adjoint(

@@ -36,6 +36,14 @@ def check_method(name: str, method: Any) -> None:
         )
 
 
+def feature_axes(cell: Any) -> int:
+    """Axes of one step's inputs beside that of the streams: 1 where the cell does not say."""
+    try:
+        return cell.num_feature_axes
+    except NotImplementedError:
+        return 1
+
+
 def check_input_shape(shape: Any, feature_axes: int, order: str) -> None:
     """Raises where `shape` is not `(B, M)`; `order` is that of `initialize_carry`'s arguments."""
     if not isinstance(shape, (tuple, list)):

@@ -95,13 +95,15 @@ def pattern(
     """The entries of S_n (4), for n = `order`, or all that are ever reached.
 
     Raises:
-      ValueError: there are more of them than in `like`, whose shapes they are to have.
+      ValueError: there are more of them than in `like`, whose shapes they are to have; or the cell
+        lets streams read each other, or its Jacobians do not fit into memory.
     """
     view = flat(cell, params, inputs)
     theta = np.concatenate([p.ravel() for p in jax.tree.leaves(_filled(params, mask))])
     carry = jax.eval_shape(lambda: cell.initialize_carry(jax.random.key(0), (1, *inputs.shape[1:])))
     size = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(carry))
     dtype = jnp.result_type(*jax.tree.leaves(params))
+    _check_streams(cell, params, carry, inputs)
     forecast.check_jacobians(cell, size, len(theta), influence_dtype(params))
     arguments = (
         jax.ShapeDtypeStruct((size,), dtype),
@@ -129,6 +131,31 @@ def pattern(
     spare = (0, room - len(row))
     row, column = np.pad(row, spare), np.pad(column, spare, constant_values=len(theta))
     return Entries(row.astype(np.int32), column.astype(np.int32))
+
+
+def _check_streams(cell: nn.RNNCellBase, params: Params, carry: PyTree, inputs: Any) -> None:
+    """Raises where a stream's new carry depends on another stream."""
+    rng = np.random.default_rng(0)
+
+    def drawn(like: Any) -> Array:
+        if jnp.issubdtype(like.dtype, jnp.inexact):
+            return jnp.asarray(rng.normal(size=like.shape), like.dtype)
+        return jnp.asarray(rng.integers(0, 2, like.shape), like.dtype)
+
+    def two(like: Any) -> Any:
+        return jax.ShapeDtypeStruct((2, *like.shape[1:]), like.dtype)
+
+    with jax.ensure_compile_time_eval():
+        theta = jax.tree.map(drawn, params)
+        first = jax.tree.map(lambda x: drawn(two(x)), (carry, inputs))
+        other = jax.tree.map(lambda x: x.at[1].set(drawn(x[1])), first)
+        found = [cell.apply({"params": theta}, *read)[0] for read in (first, other)]  # type: ignore
+        same = jax.tree.map(lambda a, b: np.array_equal(a[0], b[0], equal_nan=True), *found)
+    if not all(jax.tree.leaves(same)):
+        raise ValueError(
+            f"{type(cell).__name__} lets streams read each other, and an influence is that of one "
+            "stream; let a stream's new carry be a function of its own carry and inputs"
+        )
 
 
 def _filled(params: Params, mask: Params) -> PyTree:
@@ -175,7 +202,7 @@ def advance(
         D_t, I_t = jax.jacrev(view.step, (1, 0))(theta, h_tm1, x_t)
         dense = jnp.zeros_like(I_t, J_tm1.dtype).at[entries].set(J_tm1, mode="drop")
         J_t = (I_t + D_t @ dense).at[entries].get(mode="fill", fill_value=0)
-        return view.step(theta, h_tm1, x_t), J_t
+        return view.step(theta, h_tm1, x_t), J_t.astype(J_tm1.dtype)
 
     # one after the other: S x P is large, and of convolutions side by side XLA makes one in which a
     # stream's NaN reaches the others

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,7 +29,7 @@ class Mask:
 
         Raises:
           TypeError: `tree` is no mapping.
-          ValueError: an entry is neither 0 nor 1, or the room is less than 1.
+          ValueError: an entry is neither 0 nor 1 or is being traced, or the room is less than 1.
         """
         if not isinstance(tree, Mapping):
             raise TypeError(
@@ -38,7 +39,7 @@ class Mask:
         if room < 1:
             raise ValueError(f"room is {room}; it must be at least 1, which is no more than needed")
         self.room = room
-        self.leaves = {path: np.array(leaf) for path, leaf in _walk(tree)}
+        self.leaves = {path: _concrete(path, leaf) for path, leaf in _walk(tree)}
         for path, leaf in self.leaves.items():
             if not np.isin(leaf, (0, 1)).all():
                 raise ValueError(f"mask {'/'.join(path)} has entries other than 0 and 1")
@@ -119,9 +120,19 @@ def names(path: tuple[Any, ...]) -> tuple[Any, ...]:
     return found[:-1] if path and path[-1] == jax.tree_util.GetAttrKey("value") else found
 
 
+def _concrete(path: tuple[str, ...], leaf: Any) -> np.ndarray:
+    if isinstance(leaf, jax.core.Tracer):
+        raise ValueError(
+            f"mask {'/'.join(path)} is being traced, and what a core carries is made by a mask's "
+            "values; make the mask, and what has it, outside of jit"
+        )
+    return np.array(leaf)
+
+
 def _walk(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
     found = []
-    for name, value in sorted(tree.items()):
+    named = {str(name): value for name, value in tree.items()}  # nnx counts what is in a list
+    for name, value in sorted(named.items()):
         if isinstance(value, Mapping):
             found += _walk(value, (*path, name))
         else:

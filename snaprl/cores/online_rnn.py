@@ -72,10 +72,12 @@ class OnlineRNN(nn.Module):
           ValueError: `input_shape` is not `(B, M)`, the mask does not fit the cell, or the
             influence does not fit into memory.
         """
-        checks.check_input_shape(input_shape, self.cell.num_feature_axes, "(rng, input_shape)")
+        checks.check_input_shape(input_shape, checks.feature_axes(self.cell), "(rng, input_shape)")
         cell = self._unbound_cell()
         hidden_key, method_key = jax.random.split(rng)
         hidden = cell.initialize_carry(hidden_key, tuple(input_shape))
+        # each leaf in a buffer of its own, so that a fresh carry may be donated
+        hidden = jax.tree.map(jnp.copy, hidden)
         x, streams = jnp.zeros(input_shape), input_shape[0]
         params = _parameter_shapes(cell, hidden, x)
         sparsity = self._sparsity(params, x)
@@ -106,9 +108,9 @@ class OnlineRNN(nn.Module):
         """
         checks.check_carry(carry)
         shape = jnp.shape(xs)
-        if len(shape) != 2 + self.cell.num_feature_axes:
+        if len(shape) != 2 + checks.feature_axes(self.cell):
             axes = "T, B" if self.time_major else "B, T"
-            axes = f"[{axes}{', M' * self.cell.num_feature_axes}]"
+            axes = f"[{axes}{', M' * checks.feature_axes(self.cell)}]"
             raise ValueError(f"xs has shape {shape}; a segment of inputs is {axes}")
         checks.check_resets("resets", resets, shape[:2])
         if not self.time_major:
@@ -141,8 +143,8 @@ class OnlineRNN(nn.Module):
           ValueError: a shape or type does not fit; the sentence names it.
         """
         checks.check_carry(carry)
-        if jnp.ndim(x) != 1 + self.cell.num_feature_axes:
-            axes = f"[B{', M' * self.cell.num_feature_axes}]"
+        if jnp.ndim(x) != 1 + checks.feature_axes(self.cell):
+            axes = f"[B{', M' * checks.feature_axes(self.cell)}]"
             raise ValueError(f"x has shape {jnp.shape(x)}; one step's inputs are {axes}")
         checks.check_resets("reset", reset, jnp.shape(x)[:1])
         params, _ = self._parameters(carry, x)
@@ -189,6 +191,11 @@ class OnlineRNN(nn.Module):
         params = params if other is None else other.params(params)
         fixed = self._sparsity(params, x)
         if self.mask is None:
+            if other is None and self.get_variable("sparsity", "cell"):
+                raise ValueError(
+                    "the variables hold a mask, in the collection sparsity, and the module has "
+                    "none; give it the one that they were made with, OnlineRNN(cell, mask=...)"
+                )
             return params, fixed
         free = self.is_mutable_collection("sparsity")  # not where a lifted scan leaves it out
         if self.is_initializing() and free and not self.has_variable("sparsity", "cell"):
@@ -298,7 +305,14 @@ def _parameter_shapes(cell: nn.RNNCellBase, hidden: PyTree, x: Array) -> dict[st
     kind = getattr(cell, "param_dtype", jnp.float32)
     wide = jnp.promote_types(kind, jnp.float32)
     drawn = cell if wide == kind else cell.clone(param_dtype=wide)
-    shapes = jax.eval_shape(drawn.init, jax.random.key(0), hidden, x)["params"]
+    variables = jax.eval_shape(drawn.init, jax.random.key(0), hidden, x)
+    if others := variables.keys() - {"params"}:
+        raise ValueError(
+            f"{type(cell).__name__} keeps {' and '.join(sorted(others))} beside its parameters, "
+            "and a step that is followed online may read parameters, the carry and its input; keep "
+            "what changes in the carry, and constants as attributes"
+        )
+    shapes = variables["params"]
     if wide != kind:
         shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, kind), shapes)
     return _plain(shapes)

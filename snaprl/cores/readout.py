@@ -24,7 +24,7 @@ def readout(step: Callable[..., tuple[Array, list[Array]]], *arguments: Any) -> 
     """
     closed = jax.make_jaxpr(step)(*arguments)
     # calls written out: what is one value inside a call is two results of it outside
-    whole = jax.make_jaxpr(lambda *x: _written_out(closed.jaxpr, closed.consts, x))(
+    whole = jax.make_jaxpr(lambda *x: _written_out(closed.jaxpr, closed.consts, x, {}))(
         *closed.in_avals
     )
     y, *state = whole.jaxpr.outvars
@@ -41,8 +41,10 @@ def readout(step: Callable[..., tuple[Array, list[Array]]], *arguments: Any) -> 
     return lambda leaves: run(*whole.consts, *(leaves[k] for k in places.values()))[0]
 
 
-def _written_out(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-    """Runs a jaxpr, and the calls in it equation by equation."""
+def _written_out(
+    jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any], done: dict[Any, tuple]
+) -> list[Any]:
+    """Runs a jaxpr, and the calls in it equation by equation, what was `done` before but once."""
     values = dict(zip(jaxpr.constvars, constants, strict=True))
     values |= dict(zip(jaxpr.invars, arguments, strict=True))
 
@@ -52,12 +54,20 @@ def _written_out(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any])
     for equation in jaxpr.eqns:
         inner = None if has_own_derivative(equation) else inner_jaxpr(equation)
         operands = [read(atom) for atom in equation.invars]
+        read_by = tuple(
+            str(atom) if isinstance(atom, jex.Literal) else id(x)
+            for atom, x in zip(equation.invars, operands, strict=True)
+        )
+        key = equation.primitive, str(equation.params), read_by
         if inner is not None and len(inner.jaxpr.invars) == len(operands):
-            results = _written_out(inner.jaxpr, inner.consts, operands)
+            results = _written_out(inner.jaxpr, inner.consts, operands, done)
+        elif inner is None and key in done:
+            results, _ = done[key]
         else:
             inputs = list(_variables(equation.invars))
             run = piece(jaxpr, inputs, [equation], equation.outvars)
             results = run(*(values[variable] for variable in inputs))
+            done[key] = results, operands  # kept, so that no other value gets an operand's id
         values |= dict(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 

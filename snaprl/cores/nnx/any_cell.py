@@ -1,4 +1,8 @@
-"""Any cell of nnx as one of linen, which the general path of `snaprl.cores.general` follows."""
+"""Any cell of nnx as one of linen, which the general path of `snaprl.cores.general` follows.
+
+All that is not static in it, parameters and constants alike, becomes the linen cell's parameters:
+under `nnx.jit` both are traced. nnx asks for the gradients of its own parameters only.
+"""
 
 import functools
 from collections.abc import Iterable, Mapping
@@ -9,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from snaprl.cores import checks
 from snaprl.cores.types import Array, PyTree
 
 Path = tuple[Any, ...]  # names, and places in lists
@@ -18,8 +23,8 @@ class AnyCell(nn.RNNCellBase):
     """Computes what an nnx cell does, with parameters under that cell's own names.
 
     Attributes:
-      graph: the cell without the values of its parameters.
-      leaves: where each parameter lies in it, and its shape and type.
+      graph: the cell without its numbers.
+      leaves: where each array of them lies in it, and its shape and type.
       feature_axes: of one step's inputs.
     """
 
@@ -35,7 +40,17 @@ class AnyCell(nn.RNNCellBase):
             name: self.param(name, lambda _, tree=tree: _filled(tree, 0))
             for name, tree in shapes.items()
         }
-        return self._with(params)(carry, inputs)
+        cell = self._with(params)
+        leaves = nnx.to_flat_state(nnx.state(cell))
+        before = [_value(leaf) for _, leaf in leaves]
+        after = cell(carry, inputs)
+        for (path, leaf), value in zip(leaves, before, strict=True):
+            if _value(leaf) is not value:
+                raise TypeError(
+                    f"a step of {type(self).__name__} changes its {'.'.join(map(str, path))}, and "
+                    "what a step that is followed online changes is the carry; keep it there"
+                )
+        return after
 
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> PyTree:
@@ -63,34 +78,23 @@ def linen_cell(cell: nnx.RNNCellBase) -> AnyCell:
     """The cell as one of linen, under its own name.
 
     Raises:
-      TypeError: it holds other variables than parameters.
+      TypeError: it holds other arrays than floating ones.
     """
-    graph, params, others = nnx.split(cell, nnx.Param, ...)
-    for path, variable in nnx.to_flat_state(others):
-        raise TypeError(
-            f"{'.'.join(map(str, path))} of {type(cell).__name__} is a {variable.type.__name__}, "
-            "and a step that is followed online may read parameters, the carry and its input; "
-            "keep it outside of the cell"
-        )
-    leaves = tuple(
-        (path, jax.ShapeDtypeStruct(variable.shape, variable.dtype))
-        for path, variable in nnx.to_flat_state(params)
-    )
-    return _kind(type(cell).__name__)(graph, leaves, feature_axes(cell), parent=None)
+    graph, state = nnx.split(cell)
+    leaves = tuple((path, _shape(_value(leaf))) for path, leaf in nnx.to_flat_state(state))
+    for path, shape in leaves:
+        if not jnp.issubdtype(shape.dtype, jnp.inexact):
+            raise TypeError(
+                f"{'.'.join(map(str, path))} of {type(cell).__name__} is an array of "
+                f"{shape.dtype}, and a step that is followed online may read floating ones, the "
+                "carry and its input; keep it outside of the cell, or as something static"
+            )
+    return _kind(type(cell).__name__)(graph, leaves, checks.feature_axes(cell), parent=None)
 
 
-def feature_axes(cell: Any) -> int:
-    """Axes of one step's inputs beside that of the streams: 1 where the cell does not say."""
-    try:
-        return cell.num_feature_axes
-    except NotImplementedError:
-        return 1
-
-
-def parameters(cell: nnx.RNNCellBase) -> dict[str, Any]:
-    """The parameters as nested dicts under the cell's own names."""
-    state = nnx.to_flat_state(nnx.state(cell, nnx.Param))
-    return named((path, variable.get_value()) for path, variable in state)
+def parameters(cell: nnx.RNNCellBase, kind: Any = ...) -> dict[str, Any]:
+    """The arrays of a cell, or those of a kind, as nested dicts under the cell's own names."""
+    return named((path, _value(leaf)) for path, leaf in nnx.to_flat_state(nnx.state(cell, kind)))
 
 
 def initial_carry(cell: Any, input_shape: tuple[int, ...], rngs: nnx.Rngs) -> PyTree:
@@ -122,6 +126,15 @@ def named(leaves: Iterable[tuple[Path, Any]]) -> dict[str, Any]:
             place = place.setdefault(str(folder), {})
         place[str(last)] = leaf
     return tree
+
+
+def _value(leaf: Any) -> Any:
+    """The array of a variable, or the array that a leaf already is."""
+    return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+
+
+def _shape(value: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value))
 
 
 def _filled(shapes: PyTree, value: float) -> PyTree:

@@ -56,19 +56,25 @@ _KIN: dict[type[nnx.RNNCellBase], _Kin] = {
 
 
 def _kin(cell: nnx.RNNCellBase) -> _Kin | None:
-    """None for a subclass, or a cell of which a layer was exchanged: they may compute anything."""
+    """None for a subclass, or a cell in which anything was exchanged: it may compute anything."""
     kin = _KIN.get(type(cell))
     if kin is None:
         return None
     plain = (_is_plain(getattr(cell, name), cell, name in kin.biased) for name in kin.layers)
-    return kin if all(plain) else None
+    expected = {(name, "kernel") for name in kin.layers} | {(name, "bias") for name in kin.biased}
+    found = {
+        path if issubclass(getattr(leaf, "type", object), nnx.Param) else ()
+        for path, leaf in nnx.to_flat_state(nnx.state(cell))
+        if not issubclass(getattr(leaf, "type", object), nnx.RngState)  # what `keep_rngs` keeps
+    }
+    return kin if all(plain) and found == expected else None
 
 
 def linen_cell(cell: Any) -> nn.RNNCellBase:
     """The linen cell that computes what `cell` does; it never draws parameters of its own.
 
     Raises:
-      TypeError: a cell that is not one of nnx's own holds other variables than parameters.
+      TypeError: a cell that is not one of nnx's own holds other arrays than floating ones.
     """
     kin, zeros = _kin(cell), nn.initializers.zeros_init()
     if kin is None:
@@ -85,6 +91,11 @@ def linen_cell(cell: Any) -> nn.RNNCellBase:
         recurrent_kernel_init=zeros,
         **{name: getattr(cell, name) for name in kin.options},
     )
+
+
+def parameters(cell: nnx.RNNCellBase) -> dict[str, Any]:
+    """What a gradient is for, under the cell's own names; of an unknown cell its constants, too."""
+    return any_cell.parameters(cell, ... if _kin(cell) is None else nnx.Param)
 
 
 def initial_carry(cell: Any, input_shape: tuple[int, ...], stream: nnx.RngStream) -> PyTree:

@@ -14,7 +14,7 @@ from flax import nnx
 
 from snaprl.cores import checks, online_rnn
 from snaprl.cores.masks import Mask
-from snaprl.cores.nnx import any_cell, cells
+from snaprl.cores.nnx import cells
 from snaprl.cores.rewire import rewire
 from snaprl.cores.room import first_pattern
 from snaprl.cores.snap import SnAp
@@ -53,8 +53,8 @@ class OnlineRNN(nnx.Module):
         default is the opposite of `nnx.RNN`'s.
 
     Raises:
-      TypeError: the cell is no cell of nnx, or holds variables that are no parameters; or the
-        method is no gradient method.
+      TypeError: the cell is no cell of nnx, or holds other arrays than floating ones; or the method
+        is no gradient method.
       ValueError: the mask does not fit the cell, or there is one and the cell does not say how many
         inputs it reads.
     """
@@ -98,16 +98,16 @@ class OnlineRNN(nnx.Module):
           TypeError: `input_shape` is not a shape at all.
           ValueError: `input_shape` is not `(B, M)`, or the cell reads another number of inputs.
         """
-        axes = any_cell.feature_axes(self.cell)
+        axes = checks.feature_axes(self.cell)
         checks.check_input_shape(input_shape, axes, "(input_shape, rngs)")
         if hasattr(self.cell, "in_features"):
             checks.check_inputs("input_shape is", input_shape, self._input_shape()[-1])
         if not isinstance(rngs, nnx.Rngs | nnx.RngStream):
             rngs = nnx.Rngs(rngs)
         stream = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
-        hidden = cells.initial_carry(self.cell, tuple(input_shape), stream)
-        carry = self._linen().initialize_carry(stream(), input_shape)
         # each leaf in a buffer of its own, so that a fresh carry may be donated
+        hidden = jax.tree.map(jnp.copy, cells.initial_carry(self.cell, tuple(input_shape), stream))
+        carry = self._linen().initialize_carry(stream(), input_shape)
         return CoreState(hidden, jax.tree.map(jnp.copy, carry.influence))
 
     def __call__(
@@ -183,7 +183,7 @@ class OnlineRNN(nnx.Module):
     def _variables(self) -> dict[str, Any]:
         """The cell's parameters and their mask, in the places where linen looks for them."""
         dtype = getattr(self.cell, "param_dtype", jnp.float32)
-        params = cells.apart(self.cell, any_cell.parameters(self.cell), dtype)
+        params = cells.apart(self.cell, cells.parameters(self.cell), dtype)
         sparsity: dict[str, Any] = {"cell": self._apart(self._held())}
         if self.pattern is not None:
             sparsity["pattern"] = self.pattern.get_value()
@@ -218,16 +218,9 @@ def _checked(mask: Mapping[str, Any] | Mask | None, cell: nnx.RNNCellBase) -> di
     cells.linen_cell(cell)  # raises where there is none
     if mask is None:
         return {}
-    mask = mask if isinstance(mask, Mask) else Mask(_named(mask))
-    mask.check(any_cell.parameters(cell))
+    mask = mask if isinstance(mask, Mask) else Mask(mask)
+    mask.check(cells.parameters(cell))
     return mask.tree()
-
-
-def _named(tree: Any) -> Any:
-    """A mask with strings where nnx has places in a list."""
-    if not isinstance(tree, Mapping):
-        return tree
-    return {str(name): _named(leaf) for name, leaf in tree.items()}
 
 
 def _is_wiring(leaf: Any) -> bool:

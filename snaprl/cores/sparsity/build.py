@@ -5,9 +5,10 @@ from collections.abc import Iterator
 import flax.linen as nn
 import numpy as np
 
-from snaprl.cores.cells import unitwise
+from snaprl.cores.cells import is_unitwise, unitwise
 from snaprl.cores.sparsity.choice import Tied
 from snaprl.cores.sparsity.patterns import BoolArray, Pattern, Seed, Shape, check_positive
+from snaprl.cores.unitwise import UnitwiseCell
 
 
 def mask(
@@ -52,7 +53,7 @@ def mask(
       {'hr': (256, 256), 'hz': (256, 256), 'hn': (256, 256)}
       >>> rnn = OnlineRNN(cell, mask=mask)
     """
-    view = unitwise(cell)
+    view = _known(cell)
     check_positive("input_size", input_size)
     if pattern is not None and not view.recurrent:
         raise ValueError(
@@ -90,8 +91,17 @@ def gates(cell: nn.RNNCellBase) -> Tied:
       >>> gates(nn.GRUCell(8))
       (('hr', 'hz', 'hn'), ('ir', 'iz', 'in'))
     """
-    view = unitwise(cell)
+    view = _known(cell)
     return view.recurrent, view.inputs
+
+
+def _known(cell: nn.RNNCellBase) -> UnitwiseCell:
+    if not isinstance(cell, nn.RNNCellBase) or not is_unitwise(cell):
+        raise TypeError(
+            f"{type(cell).__name__} is no linen cell whose gates are known; make a mask for it "
+            'under its own names, such as {"dense_h": {"kernel": fixed_fan_in(16)((64, 192), 0)}}'
+        )
+    return unitwise(cell)
 
 
 def _kernels(
