@@ -11,7 +11,7 @@ from contract.nnx_probe import TRACED, act, draw, fresh, make_cell, run
 from contract.registry import B, M, N
 from flax import nnx
 
-from snaprl.cores import BPTT, RTRL, CoreState, SnAp
+from snaprl.cores import BPTT, RTRL, CoreState, Mask, SnAp
 from snaprl.cores.nnx import OnlineRNN
 
 T = 3
@@ -33,10 +33,13 @@ class OwnCell(nnx.RNNCellBase):
         self.layers = nnx.List([nnx.Linear(M, N, **kind), nnx.Linear(N, N, **kind)])
         self.norm = nnx.LayerNorm(N, **kind)
         self.decay = nnx.Param(jnp.linspace(0.2, 0.9, N))
+        self.scale = jnp.linspace(0.5, 1.0, N)  # a constant
+        self.frozen = nnx.Variable(jnp.linspace(1.0, 2.0, N))  # another
 
     def __call__(self, carry, inputs):
         h, trace = carry
         h = nnx.tanh(self.norm(self.layers[0](inputs) + self.layers[1](h)) + trace)
+        h = self.scale[None] * self.frozen[...][None] * h
         return (h, self.decay[None] * trace + h), h
 
     def initialize_carry(self, input_shape, rngs=None):
@@ -60,7 +63,24 @@ def changed() -> nnx.GRUCell:
     return cell
 
 
-MAKE = {"own": lambda: OwnCell(3), "changed": changed}
+def with_slopes() -> nnx.GRUCell:
+    """A GRU whose activation has a parameter of its own."""
+    slopes = nnx.PReLU(param_dtype=jnp.float64)
+    return nnx.GRUCell(M, N, activation_fn=slopes, param_dtype=jnp.float64, rngs=nnx.Rngs(1))
+
+
+def with_frozen_weights() -> nnx.GRUCell:
+    cell = make_cell("gru")
+    cell.dense_h.kernel = nnx.BatchStat(cell.dense_h.kernel[...])
+    return cell
+
+
+MAKE = {
+    "own": lambda: OwnCell(3),
+    "changed": changed,
+    "with slopes": with_slopes,
+    "with frozen weights": with_frozen_weights,
+}
 
 
 @nnx.jit
@@ -114,6 +134,8 @@ def test_masks_find_layers_in_lists(x64):
     keep = np.random.default_rng(72).random((2, N, N)) < 0.5
     whole = probe.draw_segment(72, T)
     rnn = OnlineRNN(OwnCell(3), RTRL(), mask={"layers": {1: {"kernel": np.ones((N, N))}}})
+    roomy = Mask({"layers": {1: {"kernel": np.ones((N, N))}}}, room=1.5)
+    assert OnlineRNN(OwnCell(3), RTRL(), roomy).mask.keys() == rnn.mask.keys()
     for kept in keep:
         carry = rnn.rewire({"layers": {1: {"kernel": kept}}})
         out = run(rnn, fresh(rnn), whole)
@@ -143,3 +165,17 @@ def test_cells_of_one_kind_share_a_program(x64):
         ys.append(run(rnn, fresh(rnn), segment).ys)
     assert len(TRACED) == traced
     assert not np.allclose(*ys)
+
+
+def test_a_fresh_carry_may_be_donated(x64):
+    """Both of its arrays are one in the cell."""
+    rnn, segment = OnlineRNN(OwnCell(3)), probe.draw_segment(75, T)
+    graph, state = nnx.split(rnn)
+    carry = fresh(rnn)
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def forward(state, carry, xs):
+        return nnx.merge(graph, state)(carry, xs)
+
+    forward(state, carry, segment.xs)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(carry))

@@ -180,7 +180,18 @@ class ReadOut(Odd):
         return new, self.output(new)
 
 
+class Twice(Odd):
+    """Cuts its state and its output from one array, each for itself."""
+
+    @nn.compact
+    def __call__(self, carry, x):
+        wide = [nn.Dense(2 * N, name=name, **IN_64) for name in "wa"]
+        both = jnp.tanh(wide[0](carry) + wide[1](x))
+        return both[:, :N], 2.0 * both[:, :N]
+
+
 READOUTS = {
+    "twice": Twice(),
     "tanh": ReadOut(),
     "relu": ReadOut(output=nn.relu),
     "two parts of three": ReadOut(output=lambda h: sum(jnp.split(h, N, -1)[:2])),
@@ -240,6 +251,23 @@ def test_what_has_no_influence_is_refused(cell, sentence):
 
 def types(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.dtype, tree)
+
+
+class Narrow(Odd):
+    """Parameters in 32 bits, a carry in 64."""
+
+    @nn.compact
+    def __call__(self, carry, x):
+        new = jnp.tanh(nn.Dense(N)(carry) + nn.Dense(N)(x))
+        return new, new
+
+
+@pytest.mark.parametrize("method", [SnAp(order=9), RTRL(), BPTT(tail=RTRL())], ids=repr)
+def test_a_step_may_be_in_longer_types_than_its_parameters(method):
+    rnn, variables, *segment = drawn(Narrow(), method)
+    expected = jax.grad(loop(Narrow()))(variables["params"], *segment)
+    assert types(expected) == types(variables["params"])
+    assert_close(gradient(rnn, variables, *segment, (1, 3)), expected, 1e-6)
 
 
 SHORT = nn.ConvLSTMCell(2, (3,), param_dtype=jnp.bfloat16)

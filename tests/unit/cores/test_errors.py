@@ -297,3 +297,63 @@ def test_jacobians_that_would_not_fit_are_not_made(monkeypatch, method):
     fits.initialize_carry(jax.random.key(0), (1, 2))
     monkeypatch.setattr(forecast, "_memory", lambda: 3 * 4 * numbers)
     OnlineRNN(Unknown(4), method).initialize_carry(jax.random.key(0), (1, 2))
+
+
+class Coupled(nn.GRUCell):
+    """Streams that read each other's mean."""
+
+    @nn.compact
+    def __call__(self, carry, inputs):
+        carry = nn.tanh(nn.Dense(self.features)(jnp.concatenate([carry, inputs], -1)))
+        return (carry - carry.mean(0, keepdims=True),) * 2
+
+
+@pytest.mark.parametrize("method", [SnAp(order=1), RTRL(), BPTT(tail=SnAp(order=1))], ids=repr)
+def test_a_cell_whose_streams_read_each_other(method):
+    with says(
+        "Coupled lets streams read each other, and an influence is that of one stream; let a "
+        "stream's new carry be a function of its own carry and inputs"
+    ):
+        OnlineRNN(Coupled(4), method).initialize_carry(jax.random.key(0), (B, M))
+    OnlineRNN(Coupled(4), BPTT()).initialize_carry(jax.random.key(0), (B, M))
+
+
+class Counting(nn.GRUCell):
+    """Counts its steps beside its parameters."""
+
+    @nn.compact
+    def __call__(self, carry, inputs):
+        self.variable("counts", "steps", lambda: jnp.zeros(()))
+        return super().__call__(carry, inputs)
+
+
+def test_a_cell_that_keeps_more_than_parameters():
+    with says(
+        "Counting keeps counts beside its parameters, and a step that is followed online may read "
+        "parameters, the carry and its input; keep what changes in the carry, and constants as "
+        "attributes"
+    ):
+        OnlineRNN(Counting(4)).initialize_carry(jax.random.key(0), (B, M))
+
+
+def test_a_mask_that_is_traced():
+    @jax.jit
+    def make(kernel):
+        return OnlineRNN(nn.SimpleCell(N), mask={"h": {"kernel": kernel}})
+
+    with says(
+        "mask h/kernel is being traced, and what a core carries is made by a mask's values; make "
+        "the mask, and what has it, outside of jit"
+    ):
+        make(jnp.ones((N, N)))
+
+
+def test_variables_with_a_mask_for_a_module_without():
+    sparse = OnlineRNN(nn.SimpleCell(N), mask={"h": {"kernel": np.eye(N)}})
+    carry, xs = set_up(sparse)
+    variables = sparse.init(jax.random.key(1), carry, xs)
+    with says(
+        "the variables hold a mask, in the collection sparsity, and the module has none; give it "
+        "the one that they were made with, OnlineRNN(cell, mask=...)"
+    ):
+        OnlineRNN(nn.SimpleCell(N)).apply(variables, carry, xs)

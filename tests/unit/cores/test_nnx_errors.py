@@ -58,13 +58,37 @@ class OwnCell(nnx.RNNCellBase):
         return jnp.broadcast_to(start, (*input_shape[:-1], N))
 
 
-def test_a_cell_that_holds_more_than_parameters():
+def test_a_cell_that_holds_what_has_no_gradient():
     with says(
-        "dropout.rngs.count of OwnCell is a RngCount, and a step that is followed online may read "
-        "parameters, the carry and its input; keep it outside of the cell",
+        "dropout.rngs.count of OwnCell is an array of uint32, and a step that is followed online "
+        "may read floating ones, the carry and its input; keep it outside of the cell, or as "
+        "something static",
         TypeError,
     ):
         OnlineRNN(OwnCell(dropout=nnx.Dropout(0.5, rngs=nnx.Rngs(0))))
+
+
+class Adding(nnx.RNNCellBase):
+    """Adds up its inputs where it should not."""
+
+    def __init__(self):
+        self.total = nnx.BatchStat(jnp.zeros(()))
+
+    def __call__(self, carry, inputs):
+        self.total[...] = self.total[...] + inputs.sum()
+        return carry, carry
+
+    def initialize_carry(self, input_shape, rngs=None):
+        return jnp.zeros((*input_shape[:-1], N))
+
+
+def test_a_cell_that_changes_what_it_holds():
+    with says(
+        "a step of Adding changes its total, and what a step that is followed online changes is "
+        "the carry; keep it there",
+        TypeError,
+    ):
+        fresh(OnlineRNN(Adding()))
 
 
 def test_a_start_that_is_learned():
