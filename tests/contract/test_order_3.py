@@ -46,8 +46,8 @@ def test_order_3_is_a_part_of_the_closure():
     ("name", "split", "tail"),
     [
         ("simple", (1, 5), False),
-        ("simple", (3, 3), True),
-        ("gru", (2, 1, 3), False),
+        pytest.param("simple", (3, 3), True, marks=pytest.mark.slow),
+        pytest.param("gru", (2, 1, 3), False, marks=pytest.mark.slow),
         ("gru", (1, 5), True),
     ],
 )

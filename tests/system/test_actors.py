@@ -56,7 +56,11 @@ def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+    ids=lambda n: n.name,
+)
 def test_it_ends_in_five_seconds_with_a_checkpoint_and_nobody_left(tmp_path, number):
     folder = tmp_path / "run"
     flags = ("--steps", "100_000_000")
@@ -136,7 +140,8 @@ def test_actors_that_fail_too_often_end_the_run_with_all_that_was_learnt(tmp_pat
 
 def test_what_several_devices_trained_is_looked_at_on_one(tmp_path):
     folder = tmp_path / "run"
-    several = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flags = os.environ.get("XLA_FLAGS", "")
+    several = {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=2"}
     alone = ("--training.devices", "1")
     flags = ("--training.devices", "2", "--training.shard-parameters", "true", "--steps", "1280")
     for environment, words in (

@@ -32,7 +32,7 @@ def moved(params, mask, key):
     return sparsity.rewire_set(params, mask, key, fraction=0.34, scope=Scope.UNIT, tied=TIED)
 
 
-@pytest.mark.parametrize("method", [SnAp(2), SnAp(3)])
+@pytest.mark.parametrize("method", [SnAp(2), pytest.param(SnAp(3), marks=pytest.mark.slow)])
 def test_many_steps_of_rewiring_fit_and_compile_nothing(method):
     rnn, carry, variables = made(method, Mask(TREE, room=1.5))
     traced, first = [], np.asarray(TREE["hr"]["kernel"])
@@ -69,7 +69,9 @@ def test_without_room_they_do_not_fit_and_the_way_out_is_said():
             rewire(rnn, variables, jax.tree.map(np.asarray, new.mask), (B, M), carry)
 
 
-@pytest.mark.parametrize("method", [SnAp(2), RTRL(), SnAp(2, entries=True)])
+@pytest.mark.parametrize(
+    "method", [SnAp(2), pytest.param(RTRL(), marks=pytest.mark.slow), SnAp(2, entries=True)]
+)
 def test_room_changes_no_number(method):
     """Places that are nobody's are 0 and give nothing."""
     xs = np.random.default_rng(1).normal(size=(T, B, M))

@@ -88,7 +88,7 @@ def test_each_layer_learns_as_it_would_alone():
     np.testing.assert_allclose(together[-alone.size :], alone, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("split", [(5,), (2, 3), (1, 1, 1, 1, 1)])
+@pytest.mark.parametrize("split", [(2, 3), pytest.param((1, 1, 1, 1, 1), marks=pytest.mark.slow)])
 def test_the_stack_as_one_cell_is_exact(split):
     rnn = OnlineRNN(StackedCell(CELLS), RTRL())
     carry = rnn.initialize_carry(jax.random.key(0), (B, M))
