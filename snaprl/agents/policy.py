@@ -7,7 +7,6 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from gymnasium import spaces
 
 from snaprl.agents.types import Array
@@ -49,12 +48,21 @@ def policy_for(space: gymnasium.Space) -> Policy:
     )
 
 
+def _sample(logits: Array, key: Array) -> Array:
+    return jax.random.categorical(key, jax.nn.log_softmax(logits)).astype(jnp.int32)
+
+
 def _log_prob(logits: Array, action: Array) -> Array:
-    return -optax.softmax_cross_entropy_with_integer_labels(logits, action)
+    outside = (action < 0) | (action >= logits.shape[-1])  # there is no such action
+    taken = jax.nn.one_hot(action, logits.shape[-1], dtype=logits.dtype)
+    return jnp.where(outside, -jnp.inf, (jax.nn.log_softmax(logits) * taken).sum(-1))
 
 
 def _entropy(logits: Array) -> Array:
-    return optax.softmax_cross_entropy(logits, jax.nn.softmax(logits))
+    # twice: the figures in docs/ were had with this rounding, and a run is as it rounds
+    log_p = jax.nn.log_softmax(jax.nn.log_softmax(logits))
+    p = jnp.exp(log_p)
+    return -(jnp.where(p == 0, 0.0, log_p) * p).sum(-1)
 
 
 def _most(logits: Array) -> Array:
@@ -64,7 +72,7 @@ def _most(logits: Array) -> Array:
 def _discrete(count: int, start: int) -> Policy:
     return Policy(
         size=count,
-        sample=lambda logits, key: jax.random.categorical(key, logits).astype(jnp.int32),
+        sample=_sample,
         mode=_most,
         log_prob=_log_prob,
         entropy=_entropy,
