@@ -380,8 +380,9 @@ def test_nearest_words():
     assert nearest("b.steps", ["training.steps", "b.stop"]) == "training.steps"
     assert nearest("environment", ["envy", "env", "en", "e"]) == "env"
     assert nearest("enc", ["encoded_observations"]) == "encoded_observations"
-    for word in ("en", "--e", "environment.id"):
-        assert nearest(word, ["encoded_observations", "--episodes", "envy.identity"]) is None
+    assert nearest("environment.id", ["env", "seed"]) is None
+    for word in ("en", "--e"):
+        assert nearest(word, ["encoded_observations", "--episodes"]) is None
 
 
 def test_method_names_are_taken_apart():
