@@ -183,11 +183,11 @@ def _find(env_id: str) -> EnvSpec:
         return gymnasium.spec(name)
     except gymnasium.error.Error as error:
         near = _nearest(name, gymnasium.registry)
+        where = f" once {module} is imported" if module else ""
         hint = f"did you mean {near!r}?" if near else "gymnasium.pprint_registry() lists the known."
-        raise ValueError(
-            f"There is no environment {name!r}: {hint} An id of another package is written "
-            f"'package:id'."
-        ) from error
+        if not module:  # it may be registered by what nobody has imported
+            hint = f"{hint[:-1]}, or one that a module registers, written 'module:{name}'{hint[-1]}"
+        raise ValueError(f"There is no environment {name!r}{where}: {hint}") from error
 
 
 def _takes_autoreset_mode(spec: EnvSpec) -> bool:

@@ -21,7 +21,7 @@ from snaprl.agents import (
 )
 from snaprl.training import actors, parts
 from snaprl.training.actors import played_like
-from snaprl.training.errors import UserError
+from snaprl.training.errors import UserError, in_a_line
 from snaprl.training.host_envs import HostEnvs
 from snaprl.training.learner import Learner, make_learner
 from snaprl.training.optimizers import optimizer
@@ -75,8 +75,10 @@ def build(config: Config) -> Built:
             popart_step=config.loss.popart_step,
         )
     except (ValueError, TypeError, ModuleNotFoundError, gymnasium.error.Error) as error:
-        given = f" (env.kwargs is {config.env.kwargs})" if isinstance(error, TypeError) else ""
-        raise UserError(f"env.id {config.env.id}: {error}{given}") from error
+        more = f" (env.kwargs is {config.env.kwargs})" if isinstance(error, TypeError) else ""
+        if isinstance(error, ModuleNotFoundError):
+            more = parts.way_to(config.env.id.rpartition(":")[0], error)
+        raise UserError(f"env.id {config.env.id}: {error}{more}") from error
     try:  # whether the influence fits into memory is known without making it
         jax.eval_shape(lambda key: agent.initial_state(key, t.streams), jax.random.key(0))
     except ValueError as error:
@@ -145,12 +147,36 @@ def make_envs(config: Config, copies: int, **more: Any) -> gymnasium.vector.Vect
       **more: other arguments of `envs.make_vec`.
 
     Raises:
-      UserError: a wrapper is not there.
+      UserError: a wrapper is not there, fails, or gives no environment.
     """
     arguments: dict[str, Any] = dict(config.env.kwargs) | more
     if config.env.wrappers:
-        arguments["wrappers"] = [parts.wrapper(name) for name in config.env.wrappers]
+        arguments["wrappers"] = [
+            functools.partial(_wrapped, name, parts.wrapper(name)) for name in config.env.wrappers
+        ]
     return envs.make_vec(config.env.id, copies, **arguments)
+
+
+def _wrapped(
+    name: str, wrapper: Callable[[gymnasium.Env], gymnasium.Env], env: gymnasium.Env
+) -> gymnasium.Env:
+    """`env` in a wrapper, whose errors must not pass for those of the environment."""
+    try:
+        wrapped = wrapper(env)
+    except Exception as error:
+        called = error.__traceback__ is not None and error.__traceback__.tb_next is not None
+        if isinstance(error, TypeError) and not called:  # it wants other arguments
+            raise UserError(
+                f"env.wrappers: '{name}' is called with the environment alone ({error}): name a "
+                "function of a module of yours that gives it the rest"
+            ) from error
+        raise UserError(f"env.wrappers: '{name}' raised {in_a_line(error)}") from error
+    if not isinstance(wrapped, gymnasium.Env):
+        raise UserError(
+            f"env.wrappers: '{name}' gave no environment but {type(wrapped).__name__}: it must "
+            "return what it wraps the environment in"
+        )
+    return wrapped
 
 
 def make_actor(

@@ -1,6 +1,7 @@
 """The command `snaprl`."""
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -21,6 +22,7 @@ WHOLE = ("step", "episodes", "parameters")  # numbers that evaluate counts
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    _look_here()
     parser = _parser()
     known, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -37,6 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # what reads us has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _look_here() -> None:
+    """Finds modules that a config names in the current folder, as `python -m` does.
+
+    The script `snaprl` has its own folder on the path instead. Actors' processes take over the
+    path, Ray looks in the learner's folder, and the workers of sweeps are started by `-m`.
+    """
+    if sys.flags.safe_path:  # somebody wants none of this
+        return
+    with contextlib.suppress(FileNotFoundError):  # the folder was removed meanwhile
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.insert(0, here)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -29,7 +29,8 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that was probably meant; None where none is near.
 
     Dotted names are compared whole and by their last part, so that `steps` finds
-    `training.steps`.
+    `training.steps`. A name without a dot may be short for another, or another for it, as `env` is
+    for `environment`.
     """
     known = sorted(known, reverse=True)
     by_last_part = {name.rpartition(".")[2]: name for name in known}
@@ -38,8 +39,16 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
         return by_last_part[last]
     if near := difflib.get_close_matches(word, known, n=1):
         return near[0]
-    near = difflib.get_close_matches(last, by_last_part, n=1)
-    return by_last_part[near[0]] if near else None
+    if near := difflib.get_close_matches(last, by_last_part, n=1):
+        return by_last_part[near[0]]
+    short = [name for name in known if "." not in word + name and _is_short(name, word)]
+    return max(short, key=len) if short else None
+
+
+def _is_short(one: str, other: str) -> bool:
+    """Whether one word begins with the other, of which there are three letters at least."""
+    short = min(one, other, key=len)
+    return len(short.lstrip("-")) >= 3 and one.startswith(short) and other.startswith(short)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from snaprl.envs import saving
 from snaprl.training.errors import UserError, in_a_line
 
 PyTree = Any
@@ -52,7 +53,8 @@ class HostEnvs:
         self.streams = envs.num_envs
         self.mode = AutoresetMode(envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
         self.knows_success = False
-        self.can_snapshot = hasattr(envs.unwrapped, "get_state")
+        self.can_snapshot = saving.can_save(envs)
+        self._saved: PyTree = None  # the last snapshot of `envs`
         self._ended, self._return, self._length = (
             np.zeros(self.streams, t) for t in (bool, float, float)
         )
@@ -108,16 +110,28 @@ class HostEnvs:
         return np.asarray(self._envs.render(), np.uint8)
 
     def snapshot(self) -> PyTree:
-        """The environments' state as arrays; () where they offer none."""
+        """The environments' state as arrays; () where they offer none.
+
+        Raises:
+          EnvironmentFailed: what they offer is none, or changes its form.
+        """
         if not self.can_snapshot:
             return ()
-        inside = self._envs.unwrapped.get_state()  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            inside = self._saved = saving.get_state(self._envs, self._saved)
+        except saving.Unsaved as error:
+            raise EnvironmentFailed(str(error)) from error
+        except Exception as error:
+            raise EnvironmentFailed(f"the environment raised {in_a_line(error)}") from error
         return inside, self._ended.copy(), self._return.copy(), self._length.copy()
 
     def restore(self, snapshot: PyTree) -> None:
-        """Goes back to a snapshot."""
+        """Goes back to a snapshot, once there has been a reset."""
         inside, *counters = snapshot
-        self._envs.unwrapped.set_state(inside)  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            saving.set_state(self._envs, inside)
+        except Exception as error:
+            raise EnvironmentFailed(f"the environment raised {in_a_line(error)}") from error
         self._ended, self._return, self._length = (np.array(c) for c in counters)
 
     def close(self) -> None:

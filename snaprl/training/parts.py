@@ -95,7 +95,16 @@ def wrapper(name: str) -> "Callable[[gymnasium.Env], gymnasium.Env]":
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"env.wrappers: '{name}' is not there: {error}") from error
+        more = way_to(module, error)
+        raise UserError(f"env.wrappers: '{name}' is not there: {error}{more}") from error
+
+
+def way_to(module: str, error: Exception) -> str:
+    """Ends a sentence about an import that failed: what helps where `module` is not found."""
+    lacking = error.name if isinstance(error, ModuleNotFoundError) else None
+    if not lacking or not f"{module}.".startswith(f"{lacking}."):
+        return ""  # it is there, and something in it fails
+    return ": install it, go to the folder that holds it, or name that folder in PYTHONPATH"
 
 
 def parse_method(text: str) -> MethodName:

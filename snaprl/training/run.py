@@ -171,7 +171,8 @@ class Run:
             self._checkpoints.discard(restored.damaged)
         if not self._loop.exact:
             print(
-                f"snaprl: {_unsaved(self.config)} cannot be saved, so episodes start anew",
+                f"snaprl: {_unsaved(self.config)} cannot be saved, so episodes start anew"
+                f"{_way_to_save(self.config)}",
                 file=sys.stderr,
             )
         self._write("config.toml", dumps(self.config))
@@ -367,6 +368,16 @@ def _unsaved(config: AnyConfig) -> str:
     if config.actors.engine != "local":
         return "what actors play on their own"
     return config.env.id
+
+
+def _way_to_save(config: AnyConfig) -> str:
+    """Ends a sentence on what cannot be saved by what would change that."""
+    if isinstance(config, SupervisedConfig) or config.actors.engine != "local":
+        return ""
+    return (
+        ": for the next run, give get_state() and set_state() to it and to each of its wrappers "
+        "that remembers something"
+    )
 
 
 def _waiting(config: AnyConfig) -> str:

@@ -22,13 +22,14 @@ Positive = Annotated[float, Within(0, low_included=False)]
 class EnvConfig:
     """The environment."""
 
-    # its name in gymnasium's registry
+    # its name in gymnasium's registry; "module:id" imports the module that registers it
     id: str = "snaprl/TMaze-v0"
     # arguments of the environment: --env.kwargs.KEY VALUE sets one, whether listed here or not
     kwargs: Annotated[dict[str, Scalar], tyro.conf.arg(metavar="[KEY VALUE ...]")] = field(
         default_factory=dict
     )
-    # what each copy is wrapped in, first inside: "module:name" of gymnasium wrappers
+    # what each copy is wrapped in, first inside: "module:name" of gymnasium wrappers; one that
+    # takes arguments gets them in a function of a module of yours, environment in, environment out
     wrappers: tuple[str, ...] = ()
 
 

@@ -119,6 +119,8 @@ class _Reader:
             return {k: self.value(arguments[1], v, f"{key}.{k}") for k, v in items.items()}
         if annotation is float and type(value) is int:
             return float(value)
+        if annotation is int and type(value) is float and value.is_integer():
+            return int(value)  # 1e6, as flags take it
         kinds = arguments or (annotation,)  # of a union or a plain type
         return self._expect(kinds, value, key)
 

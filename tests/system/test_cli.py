@@ -78,6 +78,26 @@ def test_as_a_program(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("safe", [False, True])
+def test_the_script_finds_modules_of_the_current_folder(tmp_path, safe):
+    script = tmp_path / "bin" / "snaprl"
+    script.parent.mkdir()
+    script.write_text(
+        "import sys\nfrom snaprl.training import cli\ncli.main(['tasks'])\nprint(sys.path[0])"
+    )
+    here = tmp_path / "here"
+    here.mkdir()
+    done = subprocess.run(
+        [sys.executable, *["-P"] * safe, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=here,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout.splitlines()[-1] == str(here)) is not safe
+
+
 # ---- what it refuses -------------------------------------------------------------------------
 
 IN_THE_FILE = {

@@ -155,7 +155,10 @@ def test_episodes_of_an_environment_that_cannot_be_saved_start_anew(snaprl, task
     assert snaprl("train", task, "--run-dir", folder).code == 0
     said = snaprl("train", task, "--run-dir", folder, "--resume", "--steps", 384)
     assert said.code == 0
-    assert "snaprl: CartPole-v1 cannot be saved, so episodes start anew" in said.err
+    assert (
+        "snaprl: CartPole-v1 cannot be saved, so episodes start anew: for the next run, give "
+        "get_state() and set_state() to it and to each of its wrappers that remembers something\n"
+    ) in said.err
     rows = sinks.read_rows(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [128, 256, 384]
     assert "success" not in rows[0]  # nobody knows it

@@ -76,6 +76,15 @@ def test_an_unknown_name_brings_the_nearest(env_id, near):
         envs.make_vec(env_id, 2)
 
 
+def test_an_unknown_name_brings_the_way_to_a_module_unless_there_was_one():
+    with pytest.raises(ValueError, match=r"or one that .*, written 'module:CartPole-v7'\?$"):
+        envs.make_vec("CartPole-v7", 2)
+    with pytest.raises(ValueError, match=r"or one that .*, written 'module:\?\?'\.$"):
+        envs.make_vec("??", 2)
+    with pytest.raises(ValueError, match=r"'snaprl/TMaz' once snaprl.envs is .* 'snaprl/TM\S*'\?$"):
+        envs.make_vec("snaprl.envs:snaprl/TMaz", 2)
+
+
 def test_an_unknown_argument_brings_the_nearest():
     sentence = "snaprl/TMaze-v0 has no argument 'lenght': did you mean 'length'"
     for make in (envs.make_pure, gymnasium.make, lambda *a, **k: envs.make_vec(*a, 2, **k)):

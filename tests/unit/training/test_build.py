@@ -239,7 +239,10 @@ WRONG = {
     "id": (EnvConfig("snaprl/TMaze-v1"), r"^env.id snaprl/TMaze-v1: .*did you mean"),
     "argument": (EnvConfig(kwargs={"lenght": 3}), r"^env.id snaprl/TMaze-v0: .*'length'\?$"),
     "value": (EnvConfig(kwargs={"length": "x"}), r"^env.id snaprl/TMaze-v0: TMaze's length is 'x'"),
-    "package": (EnvConfig("nopackage:X-v0"), r"^env.id nopackage:X-v0: .*nopackage"),
+    "package": (
+        EnvConfig("nopackage.x:X-v0"),
+        r"^env.id nopackage.x:X-v0: No module named 'nopackage': install .* PYTHONPATH$",
+    ),
 }
 
 
@@ -353,10 +356,33 @@ def test_wrappers_of_a_config_are_put_around_every_copy():
     ("name", "sentence"),
     [
         ("x", "^env.wrappers: 'x' must be written 'module:name'$"),
-        ("nopackage:x", "^env.wrappers: 'nopackage:x' is not there: No module named 'nopackage'$"),
-        ("gymnasium:Nothing", "^env.wrappers: 'gymnasium:Nothing' is not there: module "),
+        (
+            "nopackage:x",
+            "^env.wrappers: 'nopackage:x' is not there: No module named 'nopackage': install it, "
+            "go to the folder that holds it, or name that folder in PYTHONPATH$",
+        ),
+        ("gymnasium:Nothing", "^env.wrappers: 'gymnasium:Nothing' is not there: module [^:]*$"),
+        (
+            "gymnasium.wrappers:TimeLimit",
+            r"^env.wrappers: 'gymnasium.wrappers:TimeLimit' is called with the environment alone "
+            r"\(TimeLimit.__init__\(\) missing .*\): name a function of a module of yours .*$",
+        ),
+        (
+            "snaprl.envs.minigrid:OneHotView",
+            "^env.wrappers: 'snaprl.envs.minigrid:OneHotView' raised ValueError: .* has no "
+            r"'image' .*minigrid.py, line \d+\)$",
+        ),
+        ("builtins:id", "^env.wrappers: 'builtins:id' gave no environment but int: it must return"),
+        ("builtins:sum", r"^env.wrappers: 'builtins:sum' is called with the environment alone \("),
     ],
 )
-def test_a_wrapper_that_is_not_there_is_said(name, sentence):
+def test_a_wrapper_that_cannot_be_is_said_and_not_the_environment(name, sentence):
     with pytest.raises(UserError, match=sentence):
         build(Config(env=EnvConfig("CartPole-v1", wrappers=(name,))))
+
+
+def test_a_module_that_lacks_another_is_there(tmp_path, monkeypatch):
+    (tmp_path / "lacking_module.py").write_text("import nopackage")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="^env.id lacking_module:X: No module named 'nopackage'$"):
+        build(Config(env=EnvConfig("lacking_module:X")))

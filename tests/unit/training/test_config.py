@@ -56,6 +56,14 @@ def test_missing_keys_take_their_defaults(toml):
     assert config.load(toml("")) == Config()
 
 
+def test_a_whole_number_may_be_written_with_an_exponent(toml):
+    loaded = config.load(toml("training.steps = 2e5\nagent.encoder = [64.0]\nenv.kwargs.x = 1e1"))
+    assert (loaded.training.steps, loaded.agent.encoder) == (200_000, (64,))
+    whole = loaded.training.steps, *loaded.agent.encoder
+    assert [type(number) for number in whole] == [int, int]
+    assert type(loaded.env.kwargs["x"]) is float  # it may be that
+
+
 NAMES = {
     parts.check_cell: [*parts.CELLS],
     parts.check_method: [*parts.METHODS, "snap12"],
@@ -221,6 +229,10 @@ IN_FILE = [
         "'loss.name' in {} cannot be 'pppo': did you mean 'ppo', or one of actor_critic, impala?",
     ),
     ("agent = 3", "'agent' in {} must be a table, not 3"),
+    ("[enviroment]\nid = 'x'", "unknown key 'enviroment' in {}: did you mean 'env'?"),
+    ("[eval]\nepisodes = 9", "unknown key 'eval' in {}: did you mean 'evaluation'?"),
+    ("seed = inf", "'seed' in {} must be a whole number, not inf"),
+    ("seed = 1e10", "'seed' in {} must be between 0 and 4294967295, not 10000000000"),
     ("loss.discount = 'x'", "'loss.discount' in {} must be a number, not 'x'"),
     ("loss.discount = 1.5", "'loss.discount' in {} must be between 0 and 1, not 1.5"),
     ("loss.value_cost = inf", "'loss.value_cost' in {} must be finite and at least 0, not inf"),
@@ -366,6 +378,11 @@ def test_nearest_words():
     assert suggest("x", []) == "known: none"
     assert suggest("aple", ["apple"]) == "did you mean 'apple'?"
     assert nearest("b.steps", ["training.steps", "b.stop"]) == "training.steps"
+    assert nearest("environment", ["envy", "env", "en", "e"]) == "env"
+    assert nearest("enc", ["encoded_observations"]) == "encoded_observations"
+    assert nearest("environment.id", ["env", "seed"]) is None
+    for word in ("en", "--e"):
+        assert nearest(word, ["encoded_observations", "--episodes"]) is None
 
 
 def test_method_names_are_taken_apart():

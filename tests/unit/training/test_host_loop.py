@@ -24,7 +24,7 @@ from snaprl.agents.returns import lambda_returns
 from snaprl.cores import BPTT, CoreState
 from snaprl.envs import PureVectorEnv, TMaze
 from snaprl.training.actors import Actor, ActorLoop, LocalEngine
-from snaprl.training.host_envs import HostEnvs
+from snaprl.training.host_envs import EnvironmentFailed, HostEnvs
 
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]
 B, STEPS = 3, 26
@@ -309,3 +309,46 @@ def test_a_snapshot_brings_the_environments_back():
     envs.restore(saved)
     again = [envs.step(action) for action in actions[13:]]
     jax.tree.map(np.testing.assert_array_equal, again, rest)
+
+
+class Growing(Scripted):
+    """Remembers what a checkpoint has no room for, or what it does not tell."""
+
+    def __init__(self, remembers: list):
+        super().__init__(0)
+        self.remembers = remembers
+
+    def get_state(self):
+        return self.remembers[self._time]
+
+    def set_state(self, state):
+        raise KeyError("nobody knows")
+
+
+@pytest.mark.parametrize(
+    ("second", "sentence"),
+    [
+        ([1, 2], "state changes its form: get_state() must return numbers"),
+        (["x"], "Growing holds 'x' in its state: get_state() must return numbers"),
+        (None, "state changes its form: get_state() must return numbers"),
+    ],
+)
+def test_a_state_that_cannot_be_kept_is_one_sentence(second, sentence):
+    vector = SyncVectorEnv([lambda: Growing([[1], [5], second])] * 2)
+    envs = HostEnvs(vector)
+    assert envs.can_snapshot
+    envs.reset(seed=0)
+    saved = envs.snapshot()
+    envs.step(np.zeros(2, int))
+    envs.snapshot()
+    envs.step(np.zeros(2, int))
+    with pytest.raises(EnvironmentFailed) as caught:
+        envs.snapshot()
+    assert sentence in str(caught.value)
+    assert "raised" not in str(caught.value)
+    envs.step(np.zeros(2, int))
+    with pytest.raises(EnvironmentFailed, match="the environment raised IndexError"):
+        envs.snapshot()
+    envs.reset(seed=0)
+    with pytest.raises(EnvironmentFailed, match=r"raised KeyError: 'nobody knows' \(.*py, line"):
+        envs.restore(saved)
