@@ -40,7 +40,15 @@ def make_agent(
 
     Raises:
       ValueError: a space is not supported; the sentence names it.
+      TypeError: the network or the loss is none.
     """
+    if not isinstance(network, NetworkConfig):
+        raise TypeError(f"network is {network!r}: give a snaprl.agents.NetworkConfig")
+    if not isinstance(loss, Loss) or isinstance(loss, type):
+        raise TypeError(
+            f"loss is {loss!r}, not a loss: give ActorCriticLoss(), ImpalaLoss(), PPOLoss() or one "
+            "that keeps to snaprl.agents.Loss"
+        )
     check_space(observation_space)
     policy = policy_for(action_space)
     observed = network.observed(observation_space, policy.observed)

@@ -1,6 +1,6 @@
 """What the losses of actor-critics share: what they read, what they aim at, how they add up."""
 
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 
@@ -24,6 +24,7 @@ class Targets(NamedTuple):
     baseline: Array  # [T, B]  the value that the network gave when this was computed
 
 
+@runtime_checkable
 class Loss(Protocol):
     """A loss: a frozen dataclass of its costs, called with what was said and what is aimed at.
 

@@ -1,12 +1,13 @@
 """The network of a recurrent actor-critic: encoder, core, heads."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import gymnasium
 import jax
 import jax.numpy as jnp
+import numpy as np
 from gymnasium import spaces
 
 from snaprl.agents.encoder import Encoder
@@ -30,6 +31,10 @@ class NetworkConfig:
       memory: whether the core remembers; without, it is reset before every step, so that the same
         network shows what a task is worth to an agent that sees the present alone.
       dtype: type of parameters and activations.
+
+    Raises:
+      TypeError: the cell, the method or a width is not of its kind.
+      ValueError: a width is less than 1.
     """
 
     cell: Callable[..., nn.RNNCellBase] = nn.GRUCell
@@ -42,6 +47,26 @@ class NetworkConfig:
     last_reward: bool = True
     memory: bool = True
     dtype: jnp.dtype = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Refuses what flax and jax would stumble over later, in words of their own."""
+        if not callable(self.cell) or isinstance(self.cell, nn.Module):
+            shown = " ".join(repr(self.cell).split())  # a module takes several lines
+            raise TypeError(f"cell is {shown}, not a cell class: give one such as linen.GRUCell")
+        if isinstance(self.method, str | type):
+            raise TypeError(
+                f"method is {self.method!r}, not a gradient method: give one such as "
+                "snaprl.cores.SnAp(order=1)"
+            )
+        if not isinstance(self.encoder, Sequence) or isinstance(self.encoder, str):
+            raise TypeError(
+                f"encoder is {self.encoder!r}, not a tuple of widths: a layer of 64 is "
+                "encoder=(64,)"
+            )
+        object.__setattr__(self, "encoder", tuple(self.encoder))  # a list has no hash
+        _check_width("features", self.features, "; encoder takes the widths of layers before it")
+        for width in self.encoder:
+            _check_width("a width in encoder", width)
 
     def core(self) -> OnlineRNN:
         """The recurrent core."""
@@ -122,6 +147,14 @@ class RecurrentActorCritic(nn.Module):
     def initial_state(self, key: Array, streams: int, width: int) -> CoreState:
         """The state of streams that have seen nothing; the core reads `width` numbers."""
         return self.config.core().initialize_carry(key, (streams, width))
+
+
+def _check_width(name: str, width: object, more: str = "") -> None:
+    """Raises TypeError or ValueError where `width` is no number of units."""
+    if not isinstance(width, int | np.integer) or isinstance(width, bool):
+        raise TypeError(f"{name} is {width!r}: give one whole number of units{more}")
+    if width < 1:
+        raise ValueError(f"{name} is {width}: give 1 or more units")
 
 
 def _wide(x: Array) -> Array:

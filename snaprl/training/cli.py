@@ -73,7 +73,6 @@ def _parser() -> argparse.ArgumentParser:
 
     # its --help is answered by the config, which knows every key
     train = add("train", _train, "train what a config describes", add_help=False)
-    train.add_argument("config", metavar="CONFIG", nargs="?")
     train.add_argument("--run-dir", type=Path, help="the run's folder (runs/CONFIG-SEED)")
     train.add_argument("--resume", action="store_true", help="go on with the run in that folder")
 
@@ -125,34 +124,44 @@ def _parser() -> argparse.ArgumentParser:
 def _train(known: argparse.Namespace, rest: list[str]) -> int:
     from snaprl.training import config as configs
 
-    if known.config is None:
-        names = ", ".join(sorted(configs.shipped()))
-        raise UserError(f"name what to train: a TOML file or one of {names}")
-    prog = f"snaprl train {known.config} [--run-dir DIR] [--resume]"
-    path = configs.find(known.config)
-    name = path.stem
+    name, flags = config_and_flags(rest)
+    if known.resume and known.run_dir is None:
+        raise UserError("--resume needs --run-dir: which run shall go on?")
     if known.resume:
-        if known.run_dir is None:
-            raise UserError("--resume needs --run-dir: which run shall go on?")
-        from snaprl.training.run import resumed_config
+        from snaprl.training.resume import resumed_config
 
-        config = resumed_config(known.run_dir, rest, name)
+        config, base, folder = resumed_config(known.run_dir, flags, name), None, known.run_dir
     else:
-        config = configs.load(known.config, rest, prog=prog, known_flags=("--run-dir", "--resume"))
-    folder = known.run_dir or Path("runs") / f"{name}-{config.seed}"
-    if not known.resume:
+        if not name:
+            names = ", ".join(sorted(configs.shipped()))
+            raise UserError(f"name what to train, before its flags: a TOML file or one of {names}")
+        prog = f"snaprl train {name} [--run-dir DIR] [--resume]"
+        base = configs.load(name)
+        config = configs.load(name, flags, prog=prog, known_flags=("--run-dir", "--resume"))
+        folder = known.run_dir or Path("runs") / f"{Path(name).stem}-{config.seed}"
         runs.check_new(folder)
     _prepare_jax()
+    from snaprl.training import provenance
     from snaprl.training.plot import plot
     from snaprl.training.run import Run
 
-    run = Run(config, folder, name=name, resume=known.resume)
+    title = provenance.read(folder).get("config", "") if known.resume else Path(name).stem
+    run = Run(config, folder, name=title, resume=known.resume, base=base)
     report = run.train()
     # who asks a run to stop wants it to stop, and a picture takes seconds
     if not run.stopped and ("wall_s" in report or known.resume):
         (picture, *_) = plot([folder])
         print(f"{folder}: step {report['step']:,}, curve in {picture}")
     return 0
+
+
+def config_and_flags(rest: list[str]) -> tuple[str, list[str]]:
+    """Takes what `snaprl train` is given apart: CONFIG, '' where there is none, and its flags.
+
+    The parser does not know the config's flags, and would take the value of one for CONFIG.
+    """
+    named = bool(rest) and not rest[0].startswith("-")
+    return (rest[0], rest[1:]) if named else ("", rest)
 
 
 def _evaluate(known: argparse.Namespace, rest: list[str]) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from snaprl.training import typed
 from snaprl.training.errors import UserError, suggest
@@ -12,24 +12,25 @@ from snaprl.training.schema import Config
 from snaprl.training.supervised.schema import SupervisedConfig
 
 AnyConfig = Config | SupervisedConfig
+AConfig = TypeVar("AConfig", bound=AnyConfig)
 
 
 def load(
     name_or_path: str | Path,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | Mapping[str, Any] = (),
     *,
     prog: str = "snaprl train",
     known_flags: Sequence[str] = (),
 ) -> AnyConfig:
     """Loads a config: defaults, then the file, then the command line.
 
-    With `--help` among the overrides it prints every flag with the file's values and ends the
+    With `--help` among flags it prints every flag with the file's values and ends the
     program; so does a flag whose value cannot be read (exit code 2, the flag named on stderr).
 
     Args:
         name_or_path: Path to a TOML file, or the name of one in `configs/`.
         overrides: Flags such as `--training.unroll 1`, `--steps 20000`, `--agent.encoder 64 64`
-            or `--env.kwargs.length 40`.
+            or `--env.kwargs.length 40`; or values by dotted key, such as `{"training.unroll": 1}`.
         prog: The command that is named in the help.
         known_flags: Flags that the caller took before, to be named when one is misspelt.
 
@@ -42,6 +43,8 @@ def load(
     """
     path = find(name_or_path)
     config = from_tables(read_toml(path), where=f" in {path}")
+    if isinstance(overrides, Mapping):
+        return replace(config, overrides)
     if overrides:
         from snaprl.training import flags
 
@@ -80,13 +83,43 @@ def dumps(config: AnyConfig) -> str:
     return tomli_w.dumps(dataclasses.asdict(config))
 
 
-def check(config: AnyConfig) -> None:
+def replace(config: AConfig, values: Mapping[str, Any]) -> AConfig:
+    """The config with other values.
+
+    Args:
+        config: The values that stay.
+        values: The others, by dotted key: `{"agent.features": 32, "env.kwargs.length": 5}`.
+
+    Raises:
+        UserError: A key or value is not known.
+    """
+    tables = dataclasses.asdict(check(config))
+    for key, value in values.items():
+        *path, name = key.split(".")
+        table = tables
+        for part in path:
+            if not isinstance(table.get(part), dict):
+                table[part] = {}  # refused below, where the schema has no such table
+            table = table[part]
+        table[name] = value
+    return typed.read(type(config), tables)
+
+
+def check(config: AConfig) -> AConfig:
     """Refuses a config with a wrong value, for configs that were made in Python or by flags.
+
+    Returns:
+        The config, each value of the type that its key has, as a file would give it.
 
     Raises:
         UserError: The sentence names the key, what it may be, and what it is.
     """
-    typed.read(type(config), dataclasses.asdict(config))
+    if not isinstance(config, Config | SupervisedConfig):
+        raise UserError(
+            f"{config!r} is no Config and no SupervisedConfig: snaprl.training.config.load makes "
+            "one of a file"
+        )
+    return typed.read(type(config), dataclasses.asdict(config))
 
 
 def find(name_or_path: str | Path) -> Path:

@@ -1,5 +1,6 @@
 """Evaluation: episodes with a policy that does not learn."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from snaprl.agents import Agent
 from snaprl.envs import AutoResetEnv
 from snaprl.training.errors import Stopped
 from snaprl.training.host_envs import HostEnvs
+from snaprl.training.player import play_step, remember_nothing
 
 Array = jax.Array
 PyTree = Any
@@ -96,30 +98,27 @@ def host_evaluator(
     """
     each = -(-episodes // envs.streams)
     limit = _limit(max_steps, each)
-    act, observe = jax.jit(agent.act), jax.jit(agent.observe)
+    step = jax.jit(functools.partial(play_step, agent, greedy=greedy))
 
     def evaluate(variables: PyTree, key: Array, stop: Stop = never) -> dict[str, float]:
         key, env_key, state_key = jax.random.split(key, 3)
-        first = jnp.ones(envs.streams, bool)
-        nothing = agent.no_action(envs.streams), jnp.zeros(envs.streams)
         seed = int(jax.random.randint(env_key, (), 0, 2**31 - 1))
-        observation = observe(envs.reset(seed), *nothing, first)
-        hidden = agent.initial_state(state_key, envs.streams).hidden
+        observation = envs.reset(seed)
+        reward, first = np.zeros(envs.streams), np.ones(envs.streams, bool)
+        memory = remember_nothing(agent, key, state_key, envs.streams)
         done = np.zeros(envs.streams, int)
         totals = {name: np.zeros(envs.streams) for name in AVERAGED}
         for t in range(limit):
             if stop():
                 raise Stopped
-            key, act_key = jax.random.split(key)
-            hidden, chosen = act(variables, hidden, observation, first, None if greedy else act_key)
-            out = envs.step(np.asarray(agent.to_env(chosen.action)))
+            memory, action = step(variables, memory, observation, reward, first)
+            out = envs.step(np.asarray(action))
             counts = (out.ended | ((t + 1 == limit) & (out.mask > 0))) & (done < each)
             done += counts
             totals = {name: totals[name] + counts * getattr(out, name) for name in AVERAGED}
             if (done >= each).all():
                 break
-            first = jnp.asarray(out.first)
-            observation = observe(out.observation, chosen.action, out.reward, first)
+            observation, reward, first = out.observation, out.reward, out.first
         return _averages(totals, float(done.sum()), envs.knows_success)
 
     return evaluate

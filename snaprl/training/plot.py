@@ -25,8 +25,8 @@ MAX_POINTS = 200  # of a line; more than these are averaged, for the eye sees no
 
 
 def plot(
-    folders: Sequence[Path],
-    output: Path | None = None,
+    folders: Sequence[str | Path],
+    output: str | Path | None = None,
     metric: str | None = None,
     labels: Sequence[str] | None = None,
     chance: float | None = None,
@@ -52,9 +52,12 @@ def plot(
     Raises:
         UserError: A folder holds no run, or the runs do not have the metric.
     """
-    if not folders:
-        raise UserError("there is nothing to plot: name the folder of a run")
-    found = [runs.read(folder) for folder in folders]
+    if not folders or isinstance(folders, str):
+        raise UserError(
+            f"there is nothing to plot in {folders!r}: name the folders of runs, in a list"
+        )
+    places = [Path(folder) for folder in folders]
+    found = [runs.read(folder) for folder in places]
     groups = runs.group(found) if labels is None else _under(labels, found)
     metric = _choose(metric, found)
     curves = {name: _curve(name, members, metric) for name, members in groups.items()}
@@ -68,7 +71,7 @@ def plot(
         unit_range=metric in ("success", "eval_success"),
         chance=chance,
     )
-    return _save(drawing, _stem(folders, output))
+    return _save(drawing, _stem(places, None if output is None else Path(output)))
 
 
 def _under(labels: Sequence[str], found: Sequence[Run]) -> dict[str, list[Run]]:

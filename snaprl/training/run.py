@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,23 +16,16 @@ import jax
 
 from snaprl.training import meters, provenance, runs, sinks
 from snaprl.training.checkpoints import Checkpoints, tell_of_damage
-from snaprl.training.config import AnyConfig, dumps, load, read_toml
+from snaprl.training.config import AnyConfig, check, dumps
 from snaprl.training.errors import Stopped, UserError
 from snaprl.training.loops import prepare, shapes
 from snaprl.training.measure import NO_SCORE, make_measure, score
 from snaprl.training.progress import Progress
+from snaprl.training.resume import differing, held
 from snaprl.training.supervised.schema import SupervisedConfig
 from snaprl.training.updates import until_report
 
 PyTree = Any
-# a run that goes on may be told to go further or to say more, not to be another run
-FREE = {"training.steps", "training.report_every", "training.checkpoint_every"}
-FREE |= {"actors.restarts", "actors.patience_s", "actors.ray_address", "actors.ray_cpus"}
-FREE |= {"actors.ray_resources", "actors.ray_placement"}
-FREE |= {"training.devices", "training.shard_parameters"}
-FREE |= {"training.keep_checkpoints", "evaluation.episodes", "evaluation.max_steps"}
-FREE |= {"evaluation.steps", "evaluation.every", "evaluation.episodes_each"}
-FREE |= {"training.wandb"}
 LAST, BEST = "checkpoints", "best"  # folders of checkpoints
 APART = 2**32 - 1  # no step of training
 
@@ -40,27 +33,40 @@ APART = 2**32 - 1  # no step of training
 class Run:
     """Trains what a config describes, in a folder of its own.
 
-    The folder holds `config.toml`, `metrics.jsonl`, `checkpoints/`, TensorBoard's events,
-    `versions.json`, and at the end `curve.png`.
+    The folder holds `config.toml`, `metrics.jsonl`, `checkpoints/`, TensorBoard's events and
+    `versions.json`. The learning curve is drawn by `snaprl.training.plot.plot([folder])`, as
+    `snaprl train` does at the end.
 
     Attributes:
       stopped: whether `train` was asked to stop before its steps were done.
     """
 
-    def __init__(self, config: AnyConfig, folder: Path, *, name: str, resume: bool = False):
+    def __init__(
+        self,
+        config: AnyConfig,
+        folder: str | Path,
+        *,
+        name: str = "",
+        resume: bool = False,
+        base: AnyConfig | None = None,
+    ):
         """Builds everything, and writes nothing before all of it is known to be sound.
 
         Args:
           config: what to train.
           folder: the run's.
-          name: of the config, for people.
-          resume: go on with the run that the folder holds.
+          name: of the config, for people; by default the folder's.
+          resume: go on with the run that the folder holds; `resumed_config` gives its config.
+          base: what the config was before flags changed it, so that the run can be told to be of
+            that file when it goes on.
 
         Raises:
-          UserError: the folder holds a run already, or none to go on with; or the config describes
-            what cannot be built.
+          UserError: the config has a wrong value, or describes what cannot be built; or the folder
+            holds a run already, or none to go on with.
         """
-        self.config, self.folder, self.name = config, folder, name
+        config, folder = check(config), Path(folder)
+        self.config, self.folder, self.name = config, folder, name or folder.name
+        flags = {"flags": " ".join(differing(base, config))} if base else {}
         (runs.check_resumable if resume else runs.check_new)(folder)
         self._built, self._loop = prepare(config)
         self._checkpoints = Checkpoints(folder / LAST, config.training.keep_checkpoints)
@@ -68,6 +74,7 @@ class Run:
         each = None if isinstance(config, SupervisedConfig) else config.evaluation.episodes_each
         self._measure = make_measure(config, self._built, each)
         self._resume = resume
+        self._provenance = provenance.now(self.name) | flags | dict(self._built.facts)
         self._evaluated_at = 0  # the step of the last evaluation
         self.stopped = False
 
@@ -155,8 +162,7 @@ class Run:
         key = jax.random.key(self.config.seed)
         if not self._resume:
             fresh = self._loop.init(key)
-            versions = provenance.now(self.name) | dict(self._built.facts)
-            self._write("versions.json", json.dumps(versions, indent=2) + "\n")
+            self._write("versions.json", json.dumps(self._provenance, indent=2) + "\n")
             self._write("config.toml", dumps(self.config))
             return fresh, 0, 0.0
         provenance.compare(self.folder, self._built.facts)
@@ -251,52 +257,8 @@ class Run:
         return f"no checkpoint was written, so nothing is lost with {self.folder}"
 
 
-def resumed_config(folder: Path, overrides: list[str], name: str) -> AnyConfig:
-    """The config of the run that a folder holds, with what the command line changes.
-
-    Raises:
-      UserError: the folder holds no run, or one of another config, or the changes would make it
-        another run.
-    """
-    runs.check_resumable(folder)
-    held, config = _held(folder), _held(folder, overrides)
-    before, after = (flat(c) for c in (held, config))
-    for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key) and key not in FREE:
-            raise UserError(
-                f"the run in {folder} was made with {key} = {before.get(key)}, not "
-                f"{after.get(key)}: give another --run-dir to train that"
-            )
-    made_of = provenance.read(folder).get("config", name)
-    if name and made_of != name:
-        raise UserError(f"the run in {folder} was made from {made_of}, not from {name}")
-    if config.training.steps != held.training.steps and config.optimizer.schedule != "constant":
-        print(
-            f"snaprl: from here on the learning rate follows the {config.optimizer.schedule} "
-            f"schedule of {config.training.steps:,} steps, not of {held.training.steps:,}",
-            file=sys.stderr,
-        )
-    return config
-
-
-def _held(folder: Path, overrides: Sequence[str] = ()) -> AnyConfig:
-    """The config that a run has written, with changes.
-
-    Raises:
-      UserError: it is not whole; defaults would make it another run's.
-    """
-    path = folder / "config.toml"
-    config, tables = load(path, overrides), read_toml(path)
-    for name, value in dataclasses.asdict(config).items():
-        if isinstance(value, dict) and name not in tables:
-            raise UserError(
-                f"{path} is not whole, for it has no [{name}]: put back what the run wrote there"
-            )
-    return config
-
-
 def evaluate(
-    folder: Path, *, episodes: int | None = None, seed: int = 0, best: bool = False
+    folder: str | Path, *, episodes: int | None = None, seed: int = 0, best: bool = False
 ) -> dict[str, float]:
     """Measures a run's last checkpoint: an agent greedily and by drawing actions, a model on tasks.
 
@@ -327,19 +289,20 @@ class Saved(NamedTuple):
     state: PyTree
 
 
-def read(folder: Path, *, best: bool = False) -> Saved:
+def read(folder: str | Path, *, best: bool = False) -> Saved:
     """Reads a run's last checkpoint, or its best one.
 
     Raises:
       UserError: there is none.
     """
+    folder = Path(folder)
     runs.check_held(folder)
     if best and not (folder / BEST).is_dir():
         raise UserError(
             f"{folder} has no best checkpoint: nothing was evaluated during training; "
             "evaluation.every says how often that is done"
         )
-    config = _held(folder)
+    config = held(folder)
     built, loop = prepare(_on_one_device(config))
     provenance.compare(folder, built.facts)
     checkpoints = Checkpoints(folder / (BEST if best else LAST))
@@ -413,14 +376,3 @@ def _interruptible() -> Iterator[list[bool]]:
 def _next(step: int, every: int) -> float:
     """The next multiple of `every`; infinity where it is 0."""
     return (step // every + 1) * every if every else math.inf
-
-
-def flat(config: AnyConfig) -> dict[str, Any]:
-    """A config by dotted key."""
-    found: dict[str, Any] = {}
-    for key, value in dataclasses.asdict(config).items():
-        if isinstance(value, dict):
-            found |= {f"{key}.{k}": v for k, v in value.items()}
-        else:
-            found[key] = value
-    return found

@@ -151,4 +151,6 @@ def _shown(value: object) -> str:
     """A value as the user wrote it, or nearly."""
     if isinstance(value, str):
         return f"'{value}'"
+    if type(value) not in WORDS:  # which TOML has no word for, such as a number of numpy's
+        return f"{value} of type {type(value).__name__}"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -2,17 +2,14 @@
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 import gymnasium
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from snaprl.agents import Agent
 from snaprl.training.build import make_envs
 from snaprl.training.errors import UserError
 from snaprl.training.host_envs import HostEnvs
+from snaprl.training.player import Player
 from snaprl.training.run import read
 from snaprl.training.schema import Config
 
@@ -73,8 +70,9 @@ def film(folder: Path, path: Path, *, episodes: int, seed: int = 0, best: bool =
     fps = int(vector.metadata.get("render_fps") or FPS)
     envs = HostEnvs(vector)
     most = min(config.evaluation.max_steps * episodes, MOST_FRAMES)
-    variables = saved.state.learner.variables
-    frames = _frames(saved.built.agent, envs, variables, episodes, most, seed)
+    space = saved.built.observation_space
+    player = Player(saved.built.agent, saved.state.learner.variables, space)
+    frames = _frames(player, envs, episodes, most, seed)
     envs.close()
     try:
         _write(path, frames, fps)
@@ -84,21 +82,15 @@ def film(folder: Path, path: Path, *, episodes: int, seed: int = 0, best: bool =
 
 
 def _frames(
-    agent: Agent, envs: HostEnvs, variables: Any, episodes: int, most: int, seed: int
+    player: Player, envs: HostEnvs, episodes: int, most: int, seed: int
 ) -> list[np.ndarray]:
-    """Pictures uint8 `[height, width, 3]` of an environment in which the agent acts."""
-    act, observe = jax.jit(agent.act), jax.jit(agent.observe)
-    key, state_key = jax.random.split(jax.random.key(seed))
-    first = jnp.ones(1, bool)
-    observation = observe(envs.reset(seed), agent.no_action(1), jnp.zeros(1), first)
-    hidden = agent.initial_state(state_key, 1).hidden
+    """Pictures uint8 `[height, width, 3]` of an environment in which the player acts."""
+    player.reset(1, seed=seed)
+    observation, reward, first = envs.reset(seed), np.zeros(1), np.ones(1, bool)
     frames = [_picture(envs)]
     while episodes and len(frames) < most:
-        key, act_key = jax.random.split(key)
-        hidden, chosen = act(variables, hidden, observation, first, act_key)
-        out = envs.step(np.asarray(agent.to_env(chosen.action)))
-        first = jnp.asarray(out.first)
-        observation = observe(out.observation, chosen.action, out.reward, first)
+        out = envs.step(player.act(observation, reward, first))
+        observation, reward, first = out.observation, out.reward, out.first
         frames.append(_picture(envs))
         episodes -= int(out.ended[0])
     return frames

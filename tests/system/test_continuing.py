@@ -15,6 +15,7 @@ from system.command import (
     spoil_last_checkpoint,
 )
 
+from snaprl.training import config as configs
 from snaprl.training import run, sinks
 
 
@@ -44,32 +45,76 @@ def test_a_run_is_not_resumed_as_another(trained, copy, snaprl, flags, differenc
 def test_a_run_is_not_resumed_by_another_config(copy, snaprl):
     before = contents(copy)
     said = snaprl("train", "tmaze", "--run-dir", copy, "--resume")
-    assert_refused(said, "the run in .* was made from task, not from tmaze")
+    sentence = "was made with agent.features = 4, and tmaze has 64: leave CONFIG out .*"
+    assert_refused(said, f"the run in .* {sentence}")
+    said = snaprl("train", "copy", "--run-dir", copy, "--resume")
+    assert_refused(said, "the run in .* trains an agent, and copy describes a supervised model: .*")
     assert contents(copy) == before
 
 
-def assert_neither_measured_nor_resumed(snaprl, trained, copy, sentence):
+def test_a_run_goes_on_without_a_config(copy, snaprl):
+    """Its folder has one; and the value of a flag is not taken for CONFIG."""
+    said = snaprl("train", "--run-dir", copy, "--resume", "--training.steps", 768)
+    assert (said.code, said.err.splitlines()[0]) == (0, "task, seed 0")
+    assert run.Checkpoints(copy / "checkpoints").steps()[-1] == 768
+    assert configs.load(copy / "config.toml").training.steps == 768
+    said = snaprl("train", "--steps", 768, "--run-dir", copy)
+    assert_refused(said, "name what to train, before its flags: a TOML file or one of .*")
+
+
+def test_a_run_is_known_by_what_its_config_holds(trained, tmp_path, snaprl):
+    """Whatever its file is called; what flags changed at the start does not count."""
+    task, other = trained / "task.toml", tmp_path / "other.toml"
+    flags = ["--seed", 3, "--agent.features", 5, "--training.steps", 128]
+    said = snaprl("train", task, "--run-dir", tmp_path / "run", *flags)
+    assert said.code == 0
+    shutil.copy(task, other)
+    assert snaprl("train", other, "--run-dir", tmp_path / "run", "--resume").code == 0
+    other.write_text(TASK.replace("steps = 512", "steps = 900"))  # which may change
+    assert snaprl("train", other, "--run-dir", tmp_path / "run", "--resume").code == 0
+    other.write_text(TASK.replace("length = 3", "length = 4"))
+    before = contents(tmp_path / "run")
+    said = snaprl("train", other, "--run-dir", tmp_path / "run", "--resume")
+    assert_refused(said, "the run in .* with env.kwargs = {'length': 3}, and .*other.toml has .*")
+    (tmp_path / "task.toml").write_text(other.read_text())  # the name of the right one
+    said = snaprl("train", tmp_path / "task.toml", "--run-dir", tmp_path / "run", "--resume")
+    assert_refused(said, "the run in .* with env.kwargs = {'length': 3}, and .*task.toml has .*")
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_run_of_before_is_known_by_the_name_of_its_config(copy, snaprl, task):
+    """It does not tell what flags changed."""
+    told = json.loads((copy / "versions.json").read_text())
+    del told["flags"]
+    (copy / "versions.json").write_text(json.dumps(told))
+    task.write_text(TASK.replace("features = 4", "features = 5"))
+    assert snaprl("train", task, "--run-dir", copy, "--resume").code == 0
+    task.rename(other := task.with_name("other.toml"))
+    said = snaprl("train", other, "--run-dir", copy, "--resume")
+    assert_refused(said, "the run in .* with agent.features = 4, and .*other.toml has 5: .*")
+
+
+def assert_neither_measured_nor_resumed(snaprl, copy, sentence):
     """Both are refused by the same sentence, and the run's folder is left as it was."""
     before = contents(copy)
     assert_refused(snaprl("evaluate", copy), sentence)
-    said = snaprl("train", trained / "task.toml", "--run-dir", copy, "--resume")
-    assert_refused(said, sentence)
+    assert_refused(snaprl("train", "--run-dir", copy, "--resume"), sentence)
     assert contents(copy) == before
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(trained, copy, snaprl):
+def test_a_checkpoint_of_another_architecture_is_refused(copy, snaprl):
     file = copy / "config.toml"
     file.write_text(file.read_text().replace("features = 4", "features = 5"))
     sentence = r".*512 belongs to another architecture: .* is float32\[.*\] there and .* here; .*"
-    assert_neither_measured_nor_resumed(snaprl, trained, copy, sentence)
+    assert_neither_measured_nor_resumed(snaprl, copy, sentence)
 
 
-def test_a_config_that_was_cut_off_is_refused(trained, copy, snaprl):
+def test_a_config_that_was_cut_off_is_refused(copy, snaprl):
     """Defaults would make it another run's, and nobody would know."""
     file = copy / "config.toml"
     file.write_text(file.read_text().partition("[agent]")[0])
     sentence = r".*config.toml is not whole, for it has no \[agent\]: put back what .*"
-    assert_neither_measured_nor_resumed(snaprl, trained, copy, sentence)
+    assert_neither_measured_nor_resumed(snaprl, copy, sentence)
 
 
 def test_a_schedule_that_goes_further_is_said(snaprl, task, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from snaprl.training import config
-from snaprl.training.cli import _parser
+from snaprl.training.cli import _parser, config_and_flags
 
 README = Path(__file__).parents[2] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -29,7 +29,7 @@ def test_every_command_is_one(line):
     words = shlex.split(line, comments=True)[1:]
     known, rest = _parser().parse_known_args(words)
     if words[0] == "train":
-        config.load(known.config, rest)
+        config.load(*config_and_flags(rest))
     else:
         assert not rest
 

@@ -16,7 +16,8 @@ import pytest
 from snaprl.training import config as configs
 from snaprl.training import progress
 from snaprl.training.checkpoints import Checkpoints
-from snaprl.training.run import Run, resumed_config
+from snaprl.training.resume import resumed_config
+from snaprl.training.run import Run
 
 STEPS_PER_REPORT = {"device": 128, "host": 32}
 REPORTS = 16  # with a checkpoint at every fourth
@@ -54,7 +55,7 @@ def start(folder: Path, loop: str, *overrides: str) -> dict[str, float]:
 
 
 def go_on(folder: Path, *overrides: str) -> dict[str, float]:
-    config = resumed_config(folder / "run", list(overrides), "task")
+    config = resumed_config(folder / "run", list(overrides))
     return Run(config, folder / "run", name="task", resume=True).train()
 
 

@@ -15,7 +15,8 @@ import pytest
 from system.test_resume import KILLED, arrays, checkpoint_steps
 
 from snaprl.training import cli, config, sinks
-from snaprl.training.run import Run, resumed_config
+from snaprl.training.resume import resumed_config
+from snaprl.training.run import Run
 from snaprl.training.supervised.schema import SupervisedConfig
 
 COPY = """
@@ -95,7 +96,7 @@ def start(folder: Path, *overrides: str, task: str = "copy") -> dict[str, float]
 
 
 def go_on(folder: Path, *overrides: str) -> dict[str, float]:
-    loaded = resumed_config(folder / "run", list(overrides), "task")
+    loaded = resumed_config(folder / "run", list(overrides))
     return Run(loaded, folder / "run", name="task", resume=True).train()
 
 

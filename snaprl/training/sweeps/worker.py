@@ -52,9 +52,10 @@ def _work(path: Path, folder: Path, seed: int) -> int:
     from snaprl.training.runs import write_measured
 
     cli._prepare_jax()
-    loaded = config.load(path, ["--seed", str(seed)])
+    base = config.load(path)
+    loaded = config.replace(base, {"seed": seed})
     resume = (folder / "config.toml").exists()
-    report = Run(loaded, folder, name=path.stem, resume=resume).train()
+    report = Run(loaded, folder, name=path.stem, resume=resume, base=base).train()
     if report["step"] < loaded.training.steps:
         return STOPPED
     result = evaluate(folder)

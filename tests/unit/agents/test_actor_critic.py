@@ -1,7 +1,9 @@
 """The agent: its loss is what it says, and nothing flows where nothing should."""
 
 import dataclasses
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -290,3 +292,52 @@ def test_spaces_that_cannot_be_are_said():
         make_agent(OBSERVATION, spaces.MultiBinary(3), FAST, LOSS)
     with pytest.raises(ValueError, match="observation"):
         make_agent(spaces.Dict({"a": spaces.Text(3)}), ACTION, FAST, LOSS)
+
+
+BOX, TWO = spaces.Box(-1, 1, (3,)), spaces.Discrete(2)
+NOT_A_NETWORK = {
+    "encoder": (lambda: NetworkConfig(encoder=64), TypeError, "encoder is 64, not a tuple of "),
+    "features": (
+        lambda: NetworkConfig(features=(32, 32)),
+        TypeError,
+        r"features is \(32, 32\): give one whole number of units; encoder takes the widths of ",
+    ),
+    "no features": (lambda: NetworkConfig(features=-3), ValueError, "features is -3: give 1 or "),
+    "width": (lambda: NetworkConfig(encoder=(4, 0)), ValueError, "a width in encoder is 0: give "),
+    "kind of width": (lambda: NetworkConfig(encoder=(4.0,)), TypeError, "a width in enc.* is 4.0"),
+    "cell": (lambda: NetworkConfig(cell="gru"), TypeError, "cell is 'gru', not a cell class"),
+    "made cell": (
+        lambda: NetworkConfig(cell=nn.GRUCell(3)),
+        TypeError,
+        r"cell is GRUCell\(.*, not a c",
+    ),
+    "method": (lambda: NetworkConfig(method="snap1"), TypeError, "method is 'snap1', not a grad"),
+    "network": (
+        lambda: make_agent(BOX, TWO, 64, ActorCriticLoss()),
+        TypeError,
+        "network is 64: give a snaprl.agents.NetworkConfig",
+    ),
+    "loss": (
+        lambda: make_agent(BOX, TWO, NetworkConfig(), "ppo"),
+        TypeError,
+        r"loss is 'ppo', not a loss: give ActorCriticLoss\(\), ImpalaLoss\(\), PPOLoss\(\) or one ",
+    ),
+    "class of loss": (
+        lambda: make_agent(BOX, TWO, NetworkConfig(), ActorCriticLoss),
+        TypeError,
+        "loss is <class '.*ActorCriticLoss'>, not a loss: ",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "kind", "sentence"), NOT_A_NETWORK.values(), ids=NOT_A_NETWORK)
+def test_what_no_agent_is_made_of_is_said(make, kind, sentence):
+    with pytest.raises(kind, match=f"^{sentence}"):
+        make()
+
+
+def test_widths_may_come_as_a_list_or_from_numpy():
+    made: Any = NetworkConfig(encoder=[5], features=np.int64(4))
+    assert hash(made) == hash(NetworkConfig(encoder=(5,), features=4))
+    agent = make_agent(BOX, TWO, made, ActorCriticLoss())
+    assert agent.init(jax.random.key(0), 1)["params"]["encoder"]["Dense_0"]["bias"].shape == (5,)

@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+import re
 import subprocess
 import sys
 import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -265,7 +267,7 @@ IN_FILE = [
     (
         "env.kwargs.day = 2026-01-01",
         "'env.kwargs.day' in {} must be true or false, a whole number, a number or a string, not "
-        "2026-01-01",
+        "2026-01-01 of type date",
     ),
     (
         "seed = 1\nx =\n",
@@ -371,6 +373,40 @@ def test_names_are_found_in_the_package_and_beside_it_in_a_checkout(tmp_path, mo
 def test_a_config_made_in_python_is_checked_too():
     with pytest.raises(UserError, match="'training.steps' must be at least 1, not 0"):
         config.check(Config(training=TrainingConfig(steps=0)))
+    with pytest.raises(UserError, match="'seed' must be a whole number, not 3 of type int64"):
+        config.check(Config(seed=np.int64(3)))
+    for wrong in ("tmaze", {}, Config):
+        with pytest.raises(UserError, match="is no Config and .*config.load makes one of a file"):
+            config.check(wrong)
+
+
+def test_a_checked_config_is_what_a_file_would_give():
+    made: Any = Config(agent={"encoder": [64]}, training=TrainingConfig(steps=5))
+    checked = config.check(made)
+    assert checked == Config(agent=AgentConfig(encoder=(64,)), training=TrainingConfig(steps=5))
+
+
+def test_values_are_replaced_by_dotted_key():
+    values = {"agent.features": 3, "env.kwargs.length": 5, "loss.ppo.epochs": 2, "seed": 4}
+    found = config.replace(Config(), values)
+    assert (found.agent.features, found.seed, found.loss.ppo.epochs) == (3, 4, 2)
+    assert found.env.kwargs == {"length": 5}
+    assert config.load("tmaze", values) == config.replace(config.load("tmaze"), values)
+    assert config.replace(found, {}) == found
+
+
+WRONG_VALUES = [
+    ({"agent.featurs": 3}, "unknown key 'agent.featurs': did you mean 'agent.features'?"),
+    ({"agnt.features": 3}, "unknown key 'agnt': did you mean 'agent'?"),
+    ({"agent.features": -3}, "'agent.features' must be at least 1, not -3"),
+    ({"seed.x": 3}, "'seed' must be a whole number, not {'x': 3}"),
+]
+
+
+@pytest.mark.parametrize(("values", "sentence"), WRONG_VALUES)
+def test_a_wrong_value_by_dotted_key_is_refused(values, sentence):
+    with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
+        config.load("tmaze", values)
 
 
 def test_nearest_words():
