@@ -52,10 +52,10 @@ def plot(
     Raises:
         UserError: A folder holds no run, or the runs do not have the metric.
     """
-    if not folders or isinstance(folders, str):
-        raise UserError(
-            f"there is nothing to plot in {folders!r}: name the folders of runs, in a list"
-        )
+    if not folders:
+        raise UserError("there is nothing to plot: name the folder of a run")
+    if isinstance(folders, str | Path):
+        raise UserError(f"{str(folders)!r} is no list: name the folders of runs to plot in one")
     places = [Path(folder) for folder in folders]
     found = [runs.read(folder) for folder in places]
     groups = runs.group(found) if labels is None else _under(labels, found)

@@ -223,7 +223,7 @@ def test_a_run_is_measured_and_drawn_by_the_name_of_its_folder(trained, monkeypa
     monkeypatch.chdir(trained)
     assert evaluate("run", episodes=2)["step"] == STEPS
     assert plot(["run"], "drawn.png") == [Path("drawn.png"), Path("drawn.svg")]
-    with pytest.raises(UserError, match="nothing to plot in 'run': name the folders of runs, in"):
+    with pytest.raises(UserError, match="'run' is no list: name the folders of runs to plot in"):
         plot("run")
 
 
