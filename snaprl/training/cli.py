@@ -15,6 +15,7 @@ from snaprl.training.errors import UserError, suggest
 
 FILMED = 3  # episodes of a film
 LEAST_CPUS = 0.0001  # that Ray can count
+TRAIN_FLAGS = "--run-dir", "--resume", "--from"  # beside those of the config
 WHOLE = ("step", "episodes", "parameters")  # numbers that evaluate counts
 
 # Nothing heavy is imported before it is known what is asked for.
@@ -76,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--run-dir", type=Path, help="the run's folder (runs/CONFIG-SEED)")
     train.add_argument("--resume", action="store_true", help="go on with the run in that folder")
 
+    train.add_argument("--from", dest="start", type=Path, help="a run whose parameters come first")
+
     evaluate = add("evaluate", _evaluate, "measure a trained agent or model; prints JSON")
     evaluate.add_argument("run", type=Path, metavar="RUN")
     evaluate.add_argument("--episodes", type=int, help="how many (the config's)")
@@ -135,9 +138,9 @@ def _train(known: argparse.Namespace, rest: list[str]) -> int:
         if not name:
             names = ", ".join(sorted(configs.shipped()))
             raise UserError(f"name what to train, before its flags: a TOML file or one of {names}")
-        prog = f"snaprl train {name} [--run-dir DIR] [--resume]"
+        prog = f"snaprl train {name} [--run-dir DIR] [--resume] [--from RUN]"
         base = configs.load(name)
-        config = configs.load(name, flags, prog=prog, known_flags=("--run-dir", "--resume"))
+        config = configs.load(name, flags, prog=prog, known_flags=TRAIN_FLAGS)
         folder = known.run_dir or Path("runs") / f"{Path(name).stem}-{config.seed}"
         runs.check_new(folder)
     _prepare_jax()
@@ -146,7 +149,7 @@ def _train(known: argparse.Namespace, rest: list[str]) -> int:
     from snaprl.training.run import Run
 
     title = provenance.read(folder).get("config", "") if known.resume else Path(name).stem
-    run = Run(config, folder, name=title, resume=known.resume, base=base)
+    run = Run(config, folder, name=title, resume=known.resume, base=base, start=known.start)
     report = run.train()
     # who asks a run to stop wants it to stop, and a picture takes seconds
     if not run.stopped and ("wall_s" in report or known.resume):

@@ -27,6 +27,7 @@ from snaprl.training.updates import until_report
 
 PyTree = Any
 LAST, BEST = "checkpoints", "best"  # folders of checkpoints
+STARTED = "started from"  # in versions.json: the run whose parameters were the first ones
 APART = 2**32 - 1  # no step of training
 
 
@@ -49,6 +50,7 @@ class Run:
         name: str = "",
         resume: bool = False,
         base: AnyConfig | None = None,
+        start: str | Path | None = None,
     ):
         """Builds everything, and writes nothing before all of it is known to be sound.
 
@@ -59,14 +61,19 @@ class Run:
           resume: go on with the run that the folder holds; `resumed_config` gives its config.
           base: what the config was before flags changed it, so that the run can be told to be of
             that file when it goes on.
+          start: a run whose last checkpoint gives the parameters to begin with, in the place of
+            drawn ones; optimiser, streams and steps begin anew.
 
         Raises:
           UserError: the config has a wrong value, or describes what cannot be built; or the folder
-            holds a run already, or none to go on with.
+            holds a run already, or none to go on with; or `start` is of another network.
         """
         config, folder = check(config), Path(folder)
         self.config, self.folder, self.name = config, folder, name or folder.name
-        flags = {"flags": " ".join(differing(base, config))} if base else {}
+        if resume and start:
+            raise UserError(f"{folder} goes on from its own checkpoint: give no other run to it")
+        told = {"flags": " ".join(differing(base, config))} if base else {}
+        told |= {STARTED: str(Path(start).resolve())} if start else {}
         (runs.check_resumable if resume else runs.check_new)(folder)
         self._built, self._loop = prepare(config)
         self._checkpoints = Checkpoints(folder / LAST, config.training.keep_checkpoints)
@@ -74,7 +81,7 @@ class Run:
         each = None if isinstance(config, SupervisedConfig) else config.evaluation.episodes_each
         self._measure = make_measure(config, self._built, each)
         self._resume = resume
-        self._provenance = provenance.now(self.name) | flags | dict(self._built.facts)
+        self._provenance = provenance.now(self.name) | told | dict(self._built.facts)
         self._evaluated_at = 0  # the step of the last evaluation
         self.stopped = False
 
@@ -161,7 +168,7 @@ class Run:
         """The state to go on from, the updates that it has seen, and the seconds they took."""
         key = jax.random.key(self.config.seed)
         if not self._resume:
-            fresh = self._loop.init(key)
+            fresh = self._fresh(key, self._provenance.get(STARTED))
             self._write("versions.json", json.dumps(self._provenance, indent=2) + "\n")
             self._write("config.toml", dumps(self.config))
             return fresh, 0, 0.0
@@ -170,7 +177,7 @@ class Run:
         if not self._checkpoints.steps():
             print("snaprl: there is no checkpoint yet, so the run starts again", file=sys.stderr)
             self._best.discard(tuple(self._best.steps()))
-            return fresh, 0, 0.0
+            return self._fresh(key, provenance.read(self.folder).get(STARTED)), 0, 0.0
         restored = self._checkpoints.restore(fresh)
         if restored.damaged:
             tell_of_damage(restored)
@@ -192,6 +199,29 @@ class Run:
         walls = [float(row["wall_s"] or 0) for row in rows]
         update = restored.step // self._built.steps_per_update
         return self._loop.restore(restored.state), update, walls[-1] if walls else 0.0
+
+    def _fresh(self, key: jax.Array, start: str | None) -> Any:
+        """The state before the first update, with the parameters of the run `start`, if any."""
+        state = self._loop.init(key)
+        if start is None:
+            return state
+        learner, given = state.learner, read(start).state.learner.variables
+        places = {path: leaf.shape for path, leaf in jax.tree.leaves_with_path(learner.variables)}
+        others = {path: leaf.shape for path, leaf in jax.tree.leaves_with_path(given)}
+        for path in sorted(places.keys() | others.keys(), key=str):
+            if places.get(path) != others.get(path):
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                here, there = (str(found.get(path, "absent")) for found in (places, others))
+                raise UserError(
+                    f"{name} is {here} in this config's network, and {there} in {start}: begin "
+                    "with a run whose network is the same"
+                )
+        given = jax.tree.map(
+            lambda new, old: jax.device_put(new.astype(old.dtype), old.sharding),
+            given,
+            learner.variables,
+        )
+        return state._replace(learner=learner._replace(variables=given))
 
     def _write(self, name: str, text: str) -> None:
         """Puts a file into the folder, whole or not at all."""

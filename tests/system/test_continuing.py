@@ -5,6 +5,8 @@ import re
 import shutil
 import signal
 
+import jax
+import numpy as np
 import pytest
 from system.command import (
     CHECKPOINTS,
@@ -50,6 +52,45 @@ def test_a_run_is_not_resumed_by_another_config(copy, snaprl):
     said = snaprl("train", "copy", "--run-dir", copy, "--resume")
     assert_refused(said, "the run in .* trains an agent, and copy describes a supervised model: .*")
     assert contents(copy) == before
+
+
+def parameters(folder):
+    return jax.tree.leaves(run.read(folder).state.learner.variables)
+
+
+def test_a_run_may_begin_with_what_another_has_learnt(trained, snaprl, tmp_path):
+    """With steps that move nothing the parameters stay what they began as."""
+    still = ("--optimizer.learning-rate", 1e-20, "--steps", 256, "--seed", 5)
+    words = ("train", trained / "task.toml", *still)
+    assert snaprl(*words, "--run-dir", tmp_path / "drawn").code == 0
+    given = ("--from", trained / "run")
+    assert snaprl(*words, "--run-dir", tmp_path / "given", *given).code == 0
+    learnt = parameters(trained / "run")
+    for place, same in (("given", True), ("drawn", False)):
+        found = parameters(tmp_path / place)
+        assert all(map(np.array_equal, found, learnt)) == same
+    told = json.loads((tmp_path / "given" / "versions.json").read_text())
+    assert told["started from"] == str((trained / "run").resolve())
+    # before its first checkpoint it begins again, and with the same parameters
+    shutil.rmtree(tmp_path / "given" / "checkpoints")
+    said = snaprl("train", "--run-dir", tmp_path / "given", "--resume")
+    assert (said.code, "starts again" in said.err) == (0, True)
+    assert all(map(np.array_equal, parameters(tmp_path / "given"), learnt))
+
+
+def test_what_a_run_cannot_begin_with_is_said(trained, snaprl, tmp_path):
+    words = ("train", trained / "task.toml", "--run-dir", tmp_path / "new")
+    said = snaprl(*words, "--agent.features", 5, "--from", trained / "run")
+    sentence = (
+        r"params/\S+ is .*5.* in this config's network, and .*4.* in .*/run: begin with a run "
+        "whose network is the same"
+    )
+    assert (said.code, bool(re.search(f"snaprl: {sentence}", said.err))) == (2, True), said.err
+    assert not (tmp_path / "new").exists()
+    said = snaprl(*words, "--from", tmp_path)
+    assert (said.code, "Traceback" in said.err) == (2, False)
+    said = snaprl("train", "--run-dir", trained / "run", "--resume", "--from", trained / "run")
+    assert_refused(said, ".*/run goes on from its own checkpoint: give no other run to it")
 
 
 def test_a_run_goes_on_without_a_config(copy, snaprl):
