@@ -65,7 +65,7 @@ def _entropy(logits: Array) -> Array:
     return -(jnp.where(p == 0, 0.0, log_p) * p).sum(-1)
 
 
-def _most(logits: Array) -> Array:
+def _likeliest(logits: Array) -> Array:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
@@ -73,7 +73,7 @@ def _discrete(count: int, start: int) -> Policy:
     return Policy(
         size=count,
         sample=_sample,
-        mode=_most,
+        mode=_likeliest,
         log_prob=_log_prob,
         entropy=_entropy,
         to_env=lambda action: action + start if start else action,
@@ -94,7 +94,7 @@ def _multi_discrete(space: spaces.MultiDiscrete) -> Policy:
         return mode(logits + jax.random.gumbel(key, logits.shape, logits.dtype))
 
     def mode(logits: Array) -> Array:
-        return jnp.stack([_most(part) for part in parts(logits)], axis=-1)
+        return jnp.stack([_likeliest(part) for part in parts(logits)], axis=-1)
 
     def log_prob(logits: Array, action: Array) -> Array:
         terms = [_log_prob(part, action[..., k]) for k, part in enumerate(parts(logits))]

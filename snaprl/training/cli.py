@@ -76,7 +76,6 @@ def _parser() -> argparse.ArgumentParser:
     train = add("train", _train, "train what a config describes", add_help=False)
     train.add_argument("--run-dir", type=Path, help="the run's folder (runs/CONFIG-SEED)")
     train.add_argument("--resume", action="store_true", help="go on with the run in that folder")
-
     train.add_argument("--from", dest="start", type=Path, help="a run whose parameters come first")
 
     evaluate = add("evaluate", _evaluate, "measure a trained agent or model; prints JSON")

@@ -86,6 +86,30 @@ def _check_made_from(folder: Path, config: AnyConfig, made_from: str | Path) -> 
         )
 
 
+def check_same_network(drawn: Any, learnt: Any, start: str) -> None:
+    """Refuses the variables of another network, those that the run `start` has learnt.
+
+    Raises:
+      UserError: the sentence names the first leaf that is absent, or of another shape.
+    """
+    import jax  # here, so that a run that may not go on is refused at once
+
+    ours, theirs = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+            for path, leaf in jax.tree.leaves_with_path(tree)
+        }
+        for tree in (drawn, learnt)
+    )
+    for name in sorted(ours.keys() | theirs.keys()):
+        here, there = (shapes.get(name, "absent") for shapes in (ours, theirs))
+        if here != there:
+            raise UserError(
+                f"{name} is {here} in this config's network, and {there} in {start}: begin with a "
+                "run whose network is the same"
+            )
+
+
 def held(folder: Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> AnyConfig:
     """The config that a run has written, with changes.
 

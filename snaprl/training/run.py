@@ -21,7 +21,7 @@ from snaprl.training.errors import Stopped, UserError
 from snaprl.training.loops import prepare, shapes
 from snaprl.training.measure import NO_SCORE, make_measure, score
 from snaprl.training.progress import Progress
-from snaprl.training.resume import differing, held
+from snaprl.training.resume import check_same_network, differing, held
 from snaprl.training.supervised.schema import SupervisedConfig
 from snaprl.training.updates import until_report
 
@@ -205,23 +205,12 @@ class Run:
         state = self._loop.init(key)
         if start is None:
             return state
-        learner, given = state.learner, read(start).state.learner.variables
-        places = {path: leaf.shape for path, leaf in jax.tree.leaves_with_path(learner.variables)}
-        others = {path: leaf.shape for path, leaf in jax.tree.leaves_with_path(given)}
-        for path in sorted(places.keys() | others.keys(), key=str):
-            if places.get(path) != others.get(path):
-                name = jax.tree_util.keystr(path, simple=True, separator="/")
-                here, there = (str(found.get(path, "absent")) for found in (places, others))
-                raise UserError(
-                    f"{name} is {here} in this config's network, and {there} in {start}: begin "
-                    "with a run whose network is the same"
-                )
-        given = jax.tree.map(
-            lambda new, old: jax.device_put(new.astype(old.dtype), old.sharding),
-            given,
-            learner.variables,
+        drawn, learnt = state.learner.variables, read(start).state.learner.variables
+        check_same_network(drawn, learnt, start)
+        variables = jax.tree.map(
+            lambda new, old: jax.device_put(new.astype(old.dtype), old.sharding), learnt, drawn
         )
-        return state._replace(learner=learner._replace(variables=given))
+        return state._replace(learner=state.learner._replace(variables=variables))
 
     def _write(self, name: str, text: str) -> None:
         """Puts a file into the folder, whole or not at all."""
