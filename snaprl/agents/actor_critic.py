@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import jax
 
-from snaprl.agents.losses import Outputs, Targets, add_up, squared_error
+from snaprl.agents.losses import Cost, Outputs, Targets, add_up, squared_error
 from snaprl.agents.returns import lambda_returns
 from snaprl.agents.types import Array, Segment
 
@@ -17,13 +17,13 @@ class ActorCriticLoss:
     Attributes:
       discount: how much of a reward is left one step earlier.
       trace_decay: lambda of the lambda-returns: 0 looks one step ahead, 1 to the segment's end.
-      entropy_cost: weight of the entropy bonus.
+      entropy_cost: weight of the entropy bonus, or a schedule of it over updates, like optax's.
       value_cost: weight of the value loss.
     """
 
     discount: float = 0.99
     trace_decay: float = 0.9
-    entropy_cost: float = 0.02
+    entropy_cost: Cost = 0.02
     value_cost: float = 0.5
     targets_first: ClassVar[bool] = False
 

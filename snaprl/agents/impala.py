@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from snaprl.agents.losses import Outputs, Targets, add_up, log_ratio, mean, squared_error
+from snaprl.agents.losses import Cost, Outputs, Targets, add_up, log_ratio, mean, squared_error
 from snaprl.agents.returns import vtrace
 from snaprl.agents.types import Array, Segment
 
@@ -18,7 +18,7 @@ class ImpalaLoss:
     Attributes:
       discount: how much of a reward is left one step earlier.
       trace_decay: lambda of V-trace's targets: 0 looks one step ahead, 1 to the segment's end.
-      entropy_cost: weight of the entropy bonus.
+      entropy_cost: weight of the entropy bonus, or a schedule of it over updates, like optax's.
       value_cost: weight of the value loss.
       rho_clip: largest probability ratio by which an error of the values counts.
       policy_rho_clip: largest probability ratio by which an advantage counts.
@@ -30,7 +30,7 @@ class ImpalaLoss:
 
     discount: float = 0.99
     trace_decay: float = 1.0
-    entropy_cost: float = 0.01
+    entropy_cost: Cost = 0.01
     value_cost: float = 0.5
     rho_clip: float = 1.0
     policy_rho_clip: float = 1.0

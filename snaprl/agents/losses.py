@@ -1,10 +1,15 @@
 """What the losses of actor-critics share: what they read, what they aim at, how they add up."""
 
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 
 from snaprl.agents.types import Array, Segment
+
+
+# a weight, or one that follows from the learner's count of updates, as optax's schedules do
+Cost = float | Callable[[Any], Any]
 
 
 class Outputs(NamedTuple):
@@ -83,17 +88,30 @@ def add_up(
     entropy: Array,
     *,
     value_cost: float,
-    entropy_cost: float,
+    entropy_cost: Cost,
 ) -> tuple[Array, dict[str, Array]]:
     """The weighted sum of a loss's parts, each given per step, `[T, B]`.
 
     Returns:
-      The loss, and its parts as `policy_loss`, `value_loss` and `entropy`, without their costs.
+      The loss, and its parts as `policy_loss`, `value_loss` and `entropy`, without their costs; and
+      `entropy_cost` where that is a schedule.
+
+    Raises:
+      ValueError: `entropy_cost` is a schedule and nobody filled in `segment.updates`.
     """
     terms = {
         "policy_loss": mean(policy, segment),
         "value_loss": mean(value, segment),
         "entropy": mean(entropy, segment),
     }
+    cost = entropy_cost
+    if callable(cost):
+        if isinstance(segment.updates, tuple):
+            raise ValueError(
+                "entropy_cost is a schedule, and segment.updates is empty: the learner fills it in "
+                "(make_learner); give the count of updates, [B] int32, where you call the loss"
+            )
+        cost = jnp.asarray(cost(segment.updates.max()))  # of all streams the same
+        terms["entropy_cost"] = cost
     total = terms["policy_loss"] + value_cost * terms["value_loss"]
-    return total - entropy_cost * terms["entropy"], terms
+    return total - cost * terms["entropy"], terms

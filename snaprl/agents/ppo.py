@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from snaprl.agents.losses import Outputs, Targets, add_up, log_ratio, mean, squared_error
+from snaprl.agents.losses import Cost, Outputs, Targets, add_up, log_ratio, mean, squared_error
 from snaprl.agents.returns import lambda_returns
 from snaprl.agents.types import Array, Segment
 
@@ -21,7 +21,7 @@ class PPOLoss:
     Attributes:
       discount: how much of a reward is left one step earlier.
       trace_decay: lambda: 0 looks one step ahead, 1 to the segment's end.
-      entropy_cost: weight of the entropy bonus.
+      entropy_cost: weight of the entropy bonus, or a schedule of it over updates, like optax's.
       value_cost: weight of the value loss.
       ratio_clip: how far from 1 a probability ratio may move before it stops to pay.
       value_clip: how far a value may move, in units of its scale, before it stops to pay; 0: any.
@@ -34,7 +34,7 @@ class PPOLoss:
 
     discount: float = 0.99
     trace_decay: float = 0.95
-    entropy_cost: float = 0.01
+    entropy_cost: Cost = 0.01
     value_cost: float = 0.5
     ratio_clip: float = 0.2
     value_clip: float = 0.0

@@ -34,6 +34,7 @@ class Segment(NamedTuple):
     number: Array  # [B] int32  its place in that stream: a gap is seen, counted, and survived
     # [T, B, ...]  what a loss aims at, where that is settled before the first of several passes
     targets: PyTree = ()
+    updates: PyTree = ()  # [B] int32  of the learner before it read this; it fills that in itself
 
 
 class Action(NamedTuple):

@@ -24,7 +24,7 @@ from snaprl.training.actors import played_like
 from snaprl.training.errors import UserError, in_a_line
 from snaprl.training.host_envs import HostEnvs
 from snaprl.training.learner import Learner, make_learner
-from snaprl.training.optimizers import optimizer
+from snaprl.training.optimizers import optimizer, way
 from snaprl.training.schema import Config, ImpalaConfig, PPOConfig
 
 Array = Any
@@ -65,12 +65,15 @@ def build(config: Config) -> Built:
                 f"{' once it is wrapped' if config.env.wrappers else ''}: training.loop must be "
                 "'host' or 'auto'"
             )
+        per_update = a.count if pure else a.per_update or a.count
+        streams = t.streams // a.count * per_update
+        updates = -(-t.steps // (streams * t.unroll))
         spaces = pure or _spaces(config)
         agent = make_agent(
             spaces.observation_space,
             spaces.action_space,
             net,
-            loss(config),
+            loss(config, updates),
             reward_clip=config.loss.reward_clip,
             popart_step=config.loss.popart_step,
         )
@@ -84,9 +87,6 @@ def build(config: Config) -> Built:
     except ValueError as error:
         sizes = f"agent.features {config.agent.features}, agent.method {config.agent.method}"
         raise UserError(f"{sizes}: {error}") from error
-    per_update = a.count if pure else a.per_update or a.count
-    streams = t.streams // a.count * per_update
-    updates = -(-t.steps // (streams * t.unroll))
     in_order = per_update == a.count  # a segment of every actor
     whole_bank = in_order and (pure is not None or a.engine == "local")  # and none is ever lost
     learns = learner(
@@ -254,8 +254,12 @@ def network(config: Config) -> NetworkConfig:
     return net
 
 
-def loss(config: Config) -> Loss:
+def loss(config: Config, updates: int) -> Loss:
     """The loss that a config describes.
+
+    Args:
+      config: what is trained.
+      updates: of the whole training.
 
     Raises:
       UserError: the config sets a key of another loss.
@@ -269,10 +273,12 @@ def loss(config: Config) -> Loss:
                 f"loss.{name}.{others[0]} is a key of the loss '{name}', and loss.name is "
                 f"'{c.name}': leave it out, or set loss.name to '{name}'"
             )
+    fraction = c.final_entropy_cost_fraction
+    entropy = way(c.entropy_schedule, c.entropy_cost, updates, final_fraction=fraction)
     common: dict[str, Any] = {
         "discount": c.discount,
         "trace_decay": c.trace_decay,
-        "entropy_cost": c.entropy_cost,
+        "entropy_cost": c.entropy_cost if c.entropy_schedule == "constant" else entropy,
         "value_cost": c.value_cost,
     }
     match c.name:

@@ -2,8 +2,9 @@
 
 It asks a segment for `stream`, `number` and `hidden` only, and knows nothing of rewards or of how
 a gradient is made: a loss turns `(variables, CoreState, segment)` into a number. It may go over a
-segment several times, and what has to be settled before, `prepare` settles. Agents and
-supervised tasks train on the same learner.
+segment several times, and what has to be settled before, `prepare` settles. A segment with a field
+`updates` is told how many there were, for what changes with them. Agents and supervised tasks train
+on the same learner.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ Array = jax.Array
 PyTree = Any
 Loss = Callable[[PyTree, CoreState, Any], tuple[Array, tuple[CoreState, dict[str, Array]]]]
 Prepare = Callable[[PyTree, CoreState, Any], tuple[PyTree, Any]]
-PER_STREAM = ("hidden", "stream", "number")  # fields [B, ...]; all others are [T, B, ...]
+PER_STREAM = ("hidden", "stream", "number", "updates")  # fields [B, ...]; all others are [T, B, ...]
 
 
 class LearnerState(NamedTuple):
@@ -120,6 +121,8 @@ def make_learner(
             carry, gaps = state.bank, jnp.zeros((), jnp.int32)
         else:
             carry, gaps = withdraw(state, segment, in_order=in_order)
+        if "updates" in segment._fields:
+            segment = segment._replace(updates=jnp.full_like(segment.number, state.updates))
         learned, ready = _Learned(state.variables, state.optimizer), segment
         if prepare:
             variables, ready = prepare(state.variables, carry, segment)

@@ -1,4 +1,4 @@
-"""From a config to an optimiser: clipping, Adam, a schedule, and a rate for each part."""
+"""From a config to an optimiser: clipping, Adam, schedules, and a rate for each part."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -28,21 +28,30 @@ def optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransforma
 def learning_rate(config: UpdatesConfig, updates: int) -> optax.Schedule:
     """The config's schedule over `updates` updates."""
     peak = config.learning_rate
-    end = peak * config.final_learning_rate_fraction
     warmup = int(updates * config.warmup_fraction)
-    rest = max(1, updates - warmup)
-    schedules = {
-        "constant": lambda: optax.constant_schedule(peak),
-        "linear": lambda: optax.linear_schedule(peak, end, rest),
-        "cosine": lambda: optax.cosine_decay_schedule(
-            peak, rest, config.final_learning_rate_fraction
-        ),
-    }
-    schedule = schedules[config.schedule]()
+    final = config.final_learning_rate_fraction
+    schedule = way(config.schedule, peak, updates - warmup, final_fraction=final)
     if warmup:
         rise = optax.linear_schedule(0.0, peak, warmup)
         schedule = optax.join_schedules([rise, schedule], [warmup])
     return schedule
+
+
+def way(name: str, peak: float, updates: int, *, final_fraction: float) -> optax.Schedule:
+    """The way of a number from `peak` to a fraction of it, in so many updates.
+
+    Args:
+      name: "constant", which leaves it where it is, "linear" or "cosine".
+      peak: where it begins.
+      updates: after how many it has arrived.
+      final_fraction: of `peak`, at the end.
+    """
+    updates = max(1, updates)
+    if name == "linear":
+        return optax.linear_schedule(peak, peak * final_fraction, updates)
+    if name == "cosine":
+        return optax.cosine_decay_schedule(peak, updates, final_fraction)
+    return optax.constant_schedule(peak)
 
 
 def scale_parts(factors: Mapping[str, float]) -> optax.GradientTransformation:

@@ -9,7 +9,7 @@ from snaprl.training import parts
 from snaprl.training.typed import Named, Within
 
 Scalar = bool | int | float | str
-
+Way = Literal["constant", "linear", "cosine"]
 
 Count = Annotated[int, Within(1)]
 Cost = Annotated[float, Within(0)]
@@ -113,6 +113,10 @@ class LossConfig:
     trace_decay: Fraction = 0.9
     # weight of the entropy bonus
     entropy_cost: Cost = 0.02
+    # the entropy bonus's way to the end of training
+    entropy_schedule: Way = "constant"
+    # share of the entropy bonus that a schedule leaves at the end
+    final_entropy_cost_fraction: Fraction = 0.0
     # weight of the value loss
     value_cost: Cost = 0.5
     # largest size of a reward as it is learned from; 0 for any
@@ -148,7 +152,7 @@ class UpdatesConfig:
     # norm to which longer gradients are clipped
     max_grad_norm: Positive = 1.0
     # the learning rate's way from the warmup to the end of training
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Way = "constant"
     # share of the training in which the learning rate rises from 0
     warmup_fraction: Fraction = 0.0
     # share of the learning rate that a schedule leaves at the end

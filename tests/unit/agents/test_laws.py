@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from unit.agents.laws import (
     ACTIONS,
@@ -70,6 +71,21 @@ def test_on_the_policys_own_actions_every_loss_has_the_gradient_of_the_plain_one
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(wanted)) > 1e-3
     close(found, wanted)
     assert metrics.get("clipped", 0.0) == 0
+
+
+@pytest.mark.parametrize("kind", [ActorCriticLoss, ImpalaLoss, PPOLoss])
+def test_a_schedule_of_the_entropy_bonus_is_read_at_the_learners_count(case, kind):
+    falls = optax.linear_schedule(0.4, 0.0, 20)
+    variables, state, segment = case
+    scheduled = kind(**COSTS | {"entropy_cost": falls})
+    for count, cost in ((0, 0.4), (5, 0.3), (20, 0.0), (99, 0.0)):
+        wanted_total, _, wanted = grads_of(kind(**COSTS | {"entropy_cost": cost}), *case)
+        counted = segment._replace(updates=jnp.full(B, count, jnp.int32))
+        total, metrics, found = grads_of(scheduled, variables, state, counted)
+        close([total, metrics["entropy_cost"]], [wanted_total, cost], 1e-6)
+        close(found, wanted, 1e-6)  # the schedule counts in 32 bits
+    with pytest.raises(ValueError, match="entropy_cost is a schedule, and segment.updates is empty"):
+        grads_of(scheduled, *case)
 
 
 def test_a_normalised_advantage_has_mean_zero_and_variance_one(case):

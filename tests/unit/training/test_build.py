@@ -289,7 +289,15 @@ LOSSES = {
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_is_what_its_config_says(name):
     described, wanted = LOSSES[name]
-    assert loss(Config(loss=described)) == wanted
+    assert loss(Config(loss=described), 10) == wanted
+
+
+@pytest.mark.parametrize(("name", "half"), [("linear", 0.5), ("cosine", 0.5)])
+def test_the_entropy_bonus_has_a_way_to_the_end(name, half):
+    down = LossConfig(entropy_cost=0.4, entropy_schedule=name, final_entropy_cost_fraction=0.1)
+    cost = loss(Config(loss=down), 10).entropy_cost
+    found = [float(cost(count)) for count in (0, 5, 10, 99)]
+    np.testing.assert_allclose(found, [0.4, 0.04 + 0.36 * half, 0.04, 0.04], rtol=1e-6)
 
 
 def test_a_key_of_another_loss_is_refused():
@@ -326,7 +334,12 @@ def test_a_schedule_goes_over_every_step_of_the_optimiser():
     config = Config(
         agent=AgentConfig(features=4, method="bptt"),
         env=EnvConfig(kwargs={"length": 4}),
-        loss=LossConfig(name="ppo", ppo=PPOConfig(epochs=3, minibatches=2)),
+        loss=LossConfig(
+            name="ppo",
+            entropy_cost=0.2,
+            entropy_schedule="linear",
+            ppo=PPOConfig(epochs=3, minibatches=2),
+        ),
         optimizer=OptimizerConfig(schedule="linear"),
         training=TrainingConfig(streams=4, unroll=2, steps=16),
     )
@@ -338,6 +351,8 @@ def test_a_schedule_goes_over_every_step_of_the_optimiser():
     state, chunk = loop.run(loop.init(jax.random.key(0)), 2)
     assert optax.tree.get(state.learner.optimizer, "ScaleByScheduleState").count == 12
     assert {"clipped", "kl"} <= chunk.metrics.keys()
+    # what the entropy bonus is worth is the same for all passes over a segment
+    np.testing.assert_allclose(chunk.metrics["entropy_cost"], [0.2, 0.1], rtol=1e-6)
 
 
 def test_wrappers_of_a_config_are_put_around_every_copy():
