@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snaprl.agents import popart
+from snaprl.agents import normaliser, popart
 from snaprl.agents.encoder import Encoder, check_space
 from snaprl.agents.losses import Loss, Outputs
 from snaprl.agents.network import NetworkConfig, RecurrentActorCritic
@@ -25,6 +25,7 @@ def make_agent(
     *,
     reward_clip: float = 0.0,
     popart_step: float = 0.0,
+    normalise_observations: bool = False,
 ) -> Agent:
     """Makes an agent for an environment's spaces.
 
@@ -37,9 +38,11 @@ def make_agent(
         episodes are measured by, rewards as they are.
       popart_step: how far an update moves the statistics by which values are normalised, see
         `snaprl.agents.popart`; 0: values are not normalised.
+      normalise_observations: whether the network reads observations in units of their standard
+        deviation so far, see `snaprl.agents.normaliser`.
 
     Raises:
-      ValueError: a space is not supported; the sentence names it.
+      ValueError: a space is not supported, or has nothing to normalise; the sentence names it.
       TypeError: the network or the loss is none.
     """
     if not isinstance(network, NetworkConfig):
@@ -53,6 +56,9 @@ def make_agent(
     policy = policy_for(action_space)
     observed = network.observed(observation_space, policy.observed)
     net = RecurrentActorCritic(network, observed, policy.size)
+    statistics = {"popart": popart.init()} if popart_step else {}
+    if normalise_observations:
+        statistics[normaliser.COLLECTION] = normaliser.init(observation_space)
     # drawn in 32 bits whatever they become: orthogonal kernels cannot be drawn in fewer
     wide = dataclasses.replace(network, dtype=jnp.promote_types(network.dtype, jnp.float32))
     wide_net = RecurrentActorCritic(wide, observed, policy.size)
@@ -79,7 +85,6 @@ def make_agent(
         observation = jax.tree.map(lambda x: jnp.stack([x, x]), example(streams))
         variables = wide_net.init(key, state, observation, jnp.zeros((2, streams), bool))
         params = jax.tree.map(lambda x: x.astype(network.dtype), variables["params"])
-        statistics = {"popart": popart.init()} if popart_step else {}
         return {**variables, "params": params, **statistics}
 
     def observe(
@@ -93,10 +98,14 @@ def make_agent(
             read["last_reward"] = jnp.where(first, 0.0, last_reward)
         return read
 
+    def normalised(variables: PyTree, read: PyTree) -> PyTree:
+        observation = normaliser.normalise(variables, observation_space, read["observation"])
+        return {**read, "observation": observation}
+
     def act(
         variables: PyTree, hidden: PyTree, observation: PyTree, first: Array, key: Array | None
     ) -> tuple[PyTree, Action]:
-        carry = CoreState(hidden, ())
+        carry, observation = CoreState(hidden, ()), normalised(variables, observation)
         carry, logits, value = apply(variables, carry, observation, first, method="step")
         action = policy.mode(logits) if key is None else policy.sample(logits, key)
         value = popart.to_reward_units(variables, value)
@@ -122,6 +131,12 @@ def make_agent(
         return total, (state, metrics)
 
     def prepare(variables: PyTree, state: CoreState, segment: Segment) -> tuple[PyTree, Segment]:
+        if normalise_observations:  # by what was acted with; only then do the statistics move
+            seen = jax.tree.map(lambda x: x[:-1], segment.observation["observation"])
+            segment = segment._replace(observation=normalised(variables, segment.observation))
+            variables = normaliser.revise(variables, observation_space, seen)
+        if not (loss.targets_first or popart_step):
+            return variables, segment
         _, outputs = unroll(variables, state, segment)
         targets = loss.targets(outputs, segment)
         if popart_step:
@@ -143,5 +158,5 @@ def make_agent(
         to_env=policy.to_env,
         no_action=no_action,
         reward=reward,
-        prepare=prepare if loss.targets_first or popart_step else None,
+        prepare=prepare if loss.targets_first or popart_step or normalise_observations else None,
     )

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from snaprl.agents.types import Array, Segment
 
-
 # a weight, or one that follows from the learner's count of updates, as optax's schedules do
 Cost = float | Callable[[Any], Any]
 

@@ -56,7 +56,7 @@ class Agent(NamedTuple):
     observe: Callable[[PyTree, Array, Array, Array], PyTree]
     # (variables, hidden, what `observe` gave, first, key) -> hidden, Action; no key: the likeliest
     act: Callable[[PyTree, PyTree, PyTree, Array, Array | None], tuple[PyTree, Action]]
-    # (variables, CoreState, Segment) -> loss, (CoreState, metrics)
+    # (variables, CoreState, Segment as `prepare` gave it) -> loss, (CoreState, metrics)
     loss: Callable[[PyTree, CoreState, Any], tuple[Array, tuple[CoreState, dict[str, Array]]]]
     # action -> what the environment is given
     to_env: Callable[[Array], Array]

@@ -76,6 +76,7 @@ def build(config: Config) -> Built:
             loss(config, updates),
             reward_clip=config.loss.reward_clip,
             popart_step=config.loss.popart_step,
+            normalise_observations=config.agent.normalise_observations,
         )
     except (ValueError, TypeError, ModuleNotFoundError, gymnasium.error.Error) as error:
         more = f" (env.kwargs is {config.env.kwargs})" if isinstance(error, TypeError) else ""

@@ -21,7 +21,12 @@ Array = jax.Array
 PyTree = Any
 Loss = Callable[[PyTree, CoreState, Any], tuple[Array, tuple[CoreState, dict[str, Array]]]]
 Prepare = Callable[[PyTree, CoreState, Any], tuple[PyTree, Any]]
-PER_STREAM = ("hidden", "stream", "number", "updates")  # fields [B, ...]; all others are [T, B, ...]
+PER_STREAM = (
+    "hidden",
+    "stream",
+    "number",
+    "updates",
+)  # fields [B, ...]; all others are [T, B, ...]
 
 
 class LearnerState(NamedTuple):

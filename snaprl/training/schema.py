@@ -71,6 +71,8 @@ class AgentConfig:
     last_reward: bool = True
     # the core remembers; without, it is reset before every step, to compare with
     memory: bool = True
+    # observations are read in units of their standard deviation so far
+    normalise_observations: bool = False
     # type of the network's numbers
     dtype: Literal["float32", "bfloat16"] = "float32"
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snaprl.agents import normaliser
 from snaprl.agents.encoder import Encoder
 from snaprl.agents.policy import policy_for
 from snaprl.envs import AutoResetEnv
@@ -82,6 +83,8 @@ def seen(
     envs.close()
     reads, firsts = jax.tree.map(lambda *xs: jnp.stack(xs), *rows)
     observed = net.observed(envs.observation_space, policy_for(envs.action_space).observed)
+    seen = normaliser.normalise(variables, envs.observation_space, reads["observation"])
+    reads = reads | {"observation": seen}
     encoder = Encoder(observed, net.encoder, net.dtype)
     params = variables["params"].get("encoder", {})  # none where nothing in it is trained
     xs: Any = jax.jit(encoder.apply)({"params": params}, reads)

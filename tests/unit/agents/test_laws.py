@@ -84,7 +84,9 @@ def test_a_schedule_of_the_entropy_bonus_is_read_at_the_learners_count(case, kin
         total, metrics, found = grads_of(scheduled, variables, state, counted)
         close([total, metrics["entropy_cost"]], [wanted_total, cost], 1e-6)
         close(found, wanted, 1e-6)  # the schedule counts in 32 bits
-    with pytest.raises(ValueError, match="entropy_cost is a schedule, and segment.updates is empty"):
+    with pytest.raises(
+        ValueError, match="entropy_cost is a schedule, and segment.updates is empty"
+    ):
         grads_of(scheduled, *case)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from snaprl.training import cli, config, inspection
 from snaprl.training.build import build
 from snaprl.training.checkpoints import Checkpoints
 from snaprl.training.inspection import command, numbers, pictures, subject
+from snaprl.training.inspection.stream import seen
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 TASK = """
@@ -177,6 +179,25 @@ def test_a_run_is_inspected_as_it_was_trained(trained, inspect):
     record = assert_written(inspect("bias", trained, *SHORT), trained, "bias")
     assert record["core"] == found.name
     assert "TMaze" in (trained / "inspect-bias.svg").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("loop", ["device", "host"])
+def test_the_core_reads_observations_as_the_policy_normalised_them(loop):
+    blind = {"last_action": False, "last_reward": False, "normalise_observations": True}
+    settings = {"env": {"kwargs": {"length": 3}}, "agent": blind, "training": {"loop": loop}}
+    described = config.from_tables(settings)
+    built = build(described)
+    variables = built.agent.init(jax.random.key(0), 2)
+    held = variables["observations"]
+    spread = held | {"variance": jax.tree.map(lambda x: x + 1e12, held["variance"])}
+    sizes = [
+        float(
+            jnp.abs(seen(described, built, v, steps=4, streams=2, key=jax.random.key(1))[0]).max()
+        )
+        for v in (variables, variables | {"observations": spread})
+    ]
+    assert sizes[0] == pytest.approx(1.0)
+    assert 0 < sizes[1] < 1e-5
 
 
 def test_the_parameters_are_those_of_the_last_checkpoint(trained, monkeypatch):
