@@ -39,7 +39,8 @@ def make_agent(
       popart_step: how far an update moves the statistics by which values are normalised, see
         `snaprl.agents.popart`; 0: values are not normalised.
       normalise_observations: whether the network reads observations in units of their standard
-        deviation so far, see `snaprl.agents.normaliser`.
+        deviation so far, see `snaprl.agents.normaliser`. It is the learner's `prepare` that does so
+        in learning: `make_learner(agent.loss, ..., prepare=agent.prepare)`.
 
     Raises:
       ValueError: a space is not supported, or has nothing to normalise; the sentence names it.
@@ -56,9 +57,8 @@ def make_agent(
     policy = policy_for(action_space)
     observed = network.observed(observation_space, policy.observed)
     net = RecurrentActorCritic(network, observed, policy.size)
-    statistics = {"popart": popart.init()} if popart_step else {}
     if normalise_observations:
-        statistics[normaliser.COLLECTION] = normaliser.init(observation_space)
+        normaliser.check_space(observation_space)
     # drawn in 32 bits whatever they become: orthogonal kernels cannot be drawn in fewer
     wide = dataclasses.replace(network, dtype=jnp.promote_types(network.dtype, jnp.float32))
     wide_net = RecurrentActorCritic(wide, observed, policy.size)
@@ -85,6 +85,9 @@ def make_agent(
         observation = jax.tree.map(lambda x: jnp.stack([x, x]), example(streams))
         variables = wide_net.init(key, state, observation, jnp.zeros((2, streams), bool))
         params = jax.tree.map(lambda x: x.astype(network.dtype), variables["params"])
+        statistics = {"popart": popart.init()} if popart_step else {}
+        if normalise_observations:
+            statistics[normaliser.COLLECTION] = normaliser.init(observation_space)
         return {**variables, "params": params, **statistics}
 
     def observe(

@@ -110,7 +110,7 @@ def add_up(
                 "entropy_cost is a schedule, and segment.updates is empty: the learner fills it in "
                 "(make_learner); give the count of updates, [B] int32, where you call the loss"
             )
-        cost = jnp.asarray(cost(segment.updates.max()))  # of all streams the same
+        cost = jnp.asarray(cost(jnp.max(jnp.asarray(segment.updates))))  # of all streams the same
         terms["entropy_cost"] = cost
     total = terms["policy_loss"] + value_cost * terms["value_loss"]
     return total - cost * terms["entropy"], terms

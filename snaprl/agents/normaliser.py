@@ -6,8 +6,9 @@ variables, so they travel with the parameters to actors, evaluations and checkpo
 collection observations are read as they are.
 
 They are those of every entry of a Box by itself; what is encoded otherwise, Discrete, MultiBinary
-and boxes of bytes, is left alone. Each update of the learner counts as much as any other, and what
-was acted with is what is learned with: statistics move once a segment has been normalised.
+and boxes of bytes, is left alone. Each update of the learner counts as much as any other, and none
+is forgotten. Statistics move once a segment has been normalised: where no actor runs ahead of the
+learner, what was acted with is what is learned with.
 
 Reference: for the average of averages, Chan, Golub and LeVeque, 1979, "Updating Formulae and a
 Pairwise Algorithm for Computing Sample Variances", equation (1.3).
@@ -24,22 +25,27 @@ from gymnasium import spaces
 from snaprl.agents.types import Array, PyTree
 
 COLLECTION = "observations"
-SMALLEST = 1e-8  # variance that is added: an entry that never changed stays 0
+SMALLEST = 1e-8  # variance that is added, as gymnasium does: what never changed is read as 0
 LARGEST = 10.0  # standard deviations that are read; what lies further is read as this
+FURTHEST = 1e15  # what counts in statistics, whose squares have to be numbers
 
 
-def init(space: gymnasium.Space) -> PyTree:
-    """The statistics before any observation, which change nothing: mean 0, variance 1.
+def check_space(space: gymnasium.Space) -> None:
+    """Refuses a space in which nothing is normalised.
 
     Raises:
-      ValueError: nothing in the space is normalised.
+      ValueError: it is one.
     """
-    boxes = dict(_boxes(space, None))
-    if not boxes:
+    if not any(_boxes(space, None)):
         raise ValueError(
             f"observations cannot be normalised: {' '.join(str(space).split())} has no Box of "
             "numbers other than bytes"
         )
+
+
+def init(space: gymnasium.Space) -> PyTree:
+    """The statistics before any observation: mean 0, variance 1."""
+    boxes = dict(_boxes(space, None))
     return {
         "mean": {name: jnp.zeros(box.shape) for name, (box, _) in boxes.items()},
         "variance": {name: jnp.ones(box.shape) for name, (box, _) in boxes.items()},
@@ -56,9 +62,10 @@ def normalise(variables: PyTree, space: gymnasium.Space, observation: PyTree) ->
     def over(space: gymnasium.Space, x: PyTree, name: str) -> PyTree:
         match space:
             case spaces.Dict():
-                return {k: over(part, x[k], f"{name}_{k}") for k, part in space.spaces.items()}
+                return {k: over(part, x[k], _name(name, k)) for k, part in space.spaces.items()}
             case spaces.Tuple():
-                return tuple(over(part, x[k], f"{name}_{k}") for k, part in enumerate(space.spaces))
+                parts = enumerate(space.spaces)
+                return tuple(over(part, x[k], _name(name, k)) for k, part in parts)
         if name not in held["mean"]:
             return x
         deviation = jnp.sqrt(held["variance"][name] + SMALLEST)
@@ -74,7 +81,7 @@ def revise(variables: PyTree, space: gymnasium.Space, observation: PyTree) -> Py
     part = 1 / (held["updates"] + 1)
     mean, variance = {}, {}
     for name, (_, x) in _boxes(space, observation):
-        x = jnp.asarray(x, held["mean"][name].dtype)
+        x = jnp.clip(jnp.asarray(x, held["mean"][name].dtype), -FURTHEST, FURTHEST)
         old, new = held["mean"][name], x.mean((0, 1))
         mean[name] = old + part * (new - old)
         within = (1 - part) * held["variance"][name] + part * x.var((0, 1))
@@ -98,4 +105,9 @@ def _boxes(
         case _:
             return
     for key, part in parts:
-        yield from _boxes(part, None if x is None else x[key], f"{name}_{key}")
+        yield from _boxes(part, None if x is None else x[key], _name(name, key))
+
+
+def _name(whole: str, key: str | int) -> str:
+    """The name of a part, which no other part has."""
+    return f"{whole}[{key!r}]"

@@ -126,7 +126,7 @@ def make_learner(
             carry, gaps = state.bank, jnp.zeros((), jnp.int32)
         else:
             carry, gaps = withdraw(state, segment, in_order=in_order)
-        if "updates" in segment._fields:
+        if "updates" in getattr(segment, "_fields", ()):
             segment = segment._replace(updates=jnp.full_like(segment.number, state.updates))
         learned, ready = _Learned(state.variables, state.optimizer), segment
         if prepare:

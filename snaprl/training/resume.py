@@ -52,12 +52,16 @@ def resumed_config(
                 f"{flat(config).get(key)}: give another --run-dir to train that"
             )
     steps = config.training.steps
-    if steps != before.training.steps and config.optimizer.schedule != "constant":
-        print(
-            f"snaprl: from here on the learning rate follows the {config.optimizer.schedule} "
-            f"schedule of {steps:,} steps, not of {before.training.steps:,}",
-            file=sys.stderr,
-        )
+    ways = {"learning rate": config.optimizer.schedule}
+    if isinstance(config, Config):
+        ways["entropy bonus"] = config.loss.entropy_schedule
+    for what, way in ways.items():
+        if steps != before.training.steps and way != "constant":
+            print(
+                f"snaprl: from here on the {what} follows the {way} schedule of {steps:,} steps, "
+                f"not of {before.training.steps:,}",
+                file=sys.stderr,
+            )
     return config
 
 

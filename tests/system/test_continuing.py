@@ -159,11 +159,13 @@ def test_a_config_that_was_cut_off_is_refused(copy, snaprl):
 
 
 def test_a_schedule_that_goes_further_is_said(snaprl, task, tmp_path):
-    task.write_text(TASK + "[optimizer]\nschedule = 'linear'\n")
+    ways = "[loss]\nentropy_schedule = 'cosine'\n[optimizer]\nschedule = 'linear'\n"
+    task.write_text(TASK + ways)
     folder = tmp_path / "run"
     assert snaprl("train", task, "--run-dir", folder, "--steps", 128).code == 0
     said = snaprl("train", task, "--run-dir", folder, "--resume", "--steps", 256)
-    assert "follows the linear schedule of 256 steps, not of 128" in said.err
+    for way in ("learning rate follows the linear", "entropy bonus follows the cosine"):
+        assert f"{way} schedule of 256 steps, not of 128" in said.err
 
 
 def test_a_damaged_checkpoint_is_said_and_the_one_before_used(trained, copy, snaprl):

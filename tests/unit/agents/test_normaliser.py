@@ -70,6 +70,7 @@ def test_numbers_are_normalised_wherever_they_are_and_nothing_else_is(x64):
     }
     variables = normaliser.revise(of(MIXED), MIXED, seen)
     found = normaliser.normalise(variables, MIXED, seen)
+    assert found.keys() == seen.keys()
     for key in ("cards", "pixels"):
         np.testing.assert_array_equal(found[key], seen[key])
     np.testing.assert_array_equal(found["pair"][1], seen["pair"][1])
@@ -77,6 +78,30 @@ def test_numbers_are_normalised_wherever_they_are_and_nothing_else_is(x64):
         assert not np.allclose(x, was)
         close(np.mean(x, (0, 1)), np.zeros(x.shape[2:]))
         close(np.std(x, (0, 1)), np.ones(x.shape[2:]), 1e-7)
+
+
+def test_parts_whose_names_read_alike_have_statistics_of_their_own(x64):
+    one = spaces.Box(-1, 1, (), np.float64)
+    space = spaces.Dict({"arm_left": one, "arm": spaces.Dict({"left": one}), "arm['left']": one})
+    rng = np.random.default_rng(0)
+    seen = {
+        "arm_left": rng.normal(size=(5, 2)),
+        "arm": {"left": 100 + rng.normal(size=(5, 2))},
+        "arm['left']": 7 * rng.normal(size=(5, 2)),
+    }
+    found = normaliser.normalise(normaliser.revise(of(space), space, seen), space, seen)
+    for x in jax.tree.leaves(found):
+        close([x.mean(), x.std()], [0.0, 1.0], 1e-7)
+
+
+def test_numbers_as_large_as_there_are_leave_statistics_that_are_numbers():
+    largest = np.finfo(np.float32).max
+    variables = of(POSITION)
+    for x in (largest, -largest, 1e20, 0.0):
+        variables = normaliser.revise(variables, POSITION, np.full((2, 2, 2), x, np.float32))
+    held = variables[normaliser.COLLECTION]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(held))
+    assert np.isfinite(normaliser.normalise(variables, POSITION, np.full(2, largest))).all()
 
 
 @pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.Box(0, 255, (4,), np.uint8)])
@@ -104,6 +129,24 @@ def test_a_segment_is_learned_from_as_it_was_acted_on(x64, loss):
     _, ready = jax.jit(agent.prepare)(after, state, segment)
     found = jax.jit(agent.loss)(after, state, ready)[1][1]
     assert abs(found["policy_loss"] - told["policy_loss"]) > 1e-6
+
+
+def test_an_agent_may_be_drawn_again_after_its_variables_were_donated(x64):
+    """Statistics are made anew, and not handed out: a learner may have given them away."""
+    agent = make_agent(
+        OBSERVATION,
+        ACTIONS["discrete"],
+        network(),
+        ImpalaLoss(),
+        popart_step=0.1,
+        normalise_observations=True,
+    )
+    gone = jax.jit(lambda v: jax.tree.map(lambda x: x + 1, v), donate_argnums=0)
+    first = agent.init(jax.random.key(0), 2)
+    wanted = jax.tree.map(np.asarray, first)
+    gone(first)
+    again = agent.init(jax.random.key(0), 2)
+    jax.tree.map(np.testing.assert_array_equal, again, wanted)
 
 
 def test_the_unit_of_observations_does_not_matter(x64):
