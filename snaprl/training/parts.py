@@ -63,24 +63,36 @@ class MethodName(NamedTuple):
 
 
 def check_cell(name: str) -> None:
-    """Refuses a cell that is not known.
+    """Refuses a cell that is not known; `module:Class` may be any, and is not imported.
 
     Raises:
         UserError: The sentence names the nearest known cell, or all of them.
     """
-    if name not in CELLS:
+    if name not in CELLS and ":" not in name:
         raise UserError(f"there is no cell '{name}': {suggest(name, CELLS)}")
 
 
 def cell_class(name: str) -> "type[nn.RNNCellBase]":
-    """The cell of that name.
+    """The cell of that name, or that `module:Class` names.
 
     Raises:
-        UserError: There is no such cell.
+        UserError: There is no such cell, or it is none that can be made as flax's are.
     """
     check_cell(name)
-    module, cell = CELLS[name]
-    return getattr(importlib.import_module(module), cell)
+    if name in CELLS:
+        module, cell = CELLS[name]
+        return getattr(importlib.import_module(module), cell)
+    from flax import linen as nn
+
+    own = make = imported(name, "cell")
+    if not (isinstance(own, type) and issubclass(own, nn.RNNCellBase)):
+        raise UserError(f"cell '{name}' is no subclass of flax.linen.RNNCellBase")
+    try:
+        make(1, param_dtype="float32")
+    except TypeError as error:
+        made = f"{own.__name__}(features, param_dtype=...)"
+        raise UserError(f"cell '{name}' must be made as flax's are, {made}: {error}") from error
+    return own
 
 
 def wrapper(name: str) -> "Callable[[gymnasium.Env], gymnasium.Env]":
@@ -89,14 +101,23 @@ def wrapper(name: str) -> "Callable[[gymnasium.Env], gymnasium.Env]":
     Raises:
         UserError: There is none.
     """
+    return imported(name, "env.wrappers")
+
+
+def imported(name: str, key: str) -> Any:
+    """What `module:name` names.
+
+    Raises:
+        UserError: There is none; the sentence begins with `key`.
+    """
     module, colon, attribute = name.partition(":")
-    if not colon:
-        raise UserError(f"env.wrappers: '{name}' must be written 'module:name'")
+    if not (module and colon and attribute):
+        raise UserError(f"{key}: '{name}' must be written 'module:name'")
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         more = way_to(module, error)
-        raise UserError(f"env.wrappers: '{name}' is not there: {error}{more}") from error
+        raise UserError(f"{key}: '{name}' is not there: {error}{more}") from error
 
 
 def way_to(module: str, error: Exception) -> str:

@@ -30,7 +30,7 @@ class ModelConfig:
     """The network, and how its core learns through time."""
 
     # recurrent cell: simple, gru, mgu, lstm, optimized_lstm, layer_norm_gru, layer_norm_lstm,
-    # indrnn, elstm, lru or rtu
+    # indrnn, elstm, lru or rtu; or one of yours, "module:Class"
     cell: Annotated[str, Named(parts.check_cell)] = "gru"
     # units of the cell
     features: Count = 128

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from snaprl.agents import ActorCriticLoss, ImpalaLoss, PPOLoss
 from snaprl.cores import BPTT, RTRL, Frozen, SnAp
+from snaprl.training import parts
 from snaprl.training.build import build, loss, make_envs, network
 from snaprl.training.device_loop import DeviceLoop
 from snaprl.training.errors import UserError
@@ -353,6 +354,67 @@ def test_a_schedule_goes_over_every_step_of_the_optimiser():
     assert {"clipped", "kl"} <= chunk.metrics.keys()
     # what the entropy bonus is worth is the same for all passes over a segment
     np.testing.assert_allclose(chunk.metrics["entropy_cost"], [0.2, 0.1], rtol=1e-6)
+
+
+OWN_CELL = """
+import flax.linen as nn
+import jax.numpy as jnp
+
+
+class Leaky(nn.RNNCellBase):
+    features: int
+    param_dtype: object = jnp.float32
+    num_feature_axes = 1
+
+    @nn.compact
+    def __call__(self, h, x):
+        new = nn.Dense(self.features, param_dtype=self.param_dtype)(jnp.concatenate([h, x], -1))
+        h = 0.9 * h + 0.1 * nn.tanh(new)
+        return h, h
+
+    @nn.nowrap
+    def initialize_carry(self, rng, input_shape):
+        return jnp.zeros((*input_shape[:-1], self.features))
+
+
+class Sized(Leaky):
+    features: int = 4
+    units: int = 5
+
+    def __init__(self, units):
+        pass
+"""
+
+
+def test_a_cell_may_be_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "own_cell.py").write_text(OWN_CELL)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = Config(
+        agent=AgentConfig(cell="own_cell:Leaky", features=3),
+        env=EnvConfig(kwargs={"length": 4}),
+        training=TrainingConfig(streams=2, unroll=3, steps=12),
+    )
+    built = build(config)
+    loop = DeviceLoop(
+        built.agent, built.learner, built.pure, streams=2, unroll=3, updates_per_chunk=2
+    )
+    state, chunk = loop.run(loop.init(jax.random.key(0)), 2)
+    cell = state.learner.variables["params"]["core"]["cell"]
+    assert cell["Dense_0"]["kernel"].shape[1] == 3
+    assert np.all(chunk.metrics["grad_norm"] > 0)
+    for name, sentence in (
+        ("own_cell:Nope", "^cell: 'own_cell:Nope' is not there: module .* no attribute 'Nope'$"),
+        ("own_cell:nn", "^cell 'own_cell:nn' is no subclass of flax.linen.RNNCellBase$"),
+        ("own_cell:", "^cell: 'own_cell:' must be written 'module:name'$"),
+        (
+            "own_cell:Sized",
+            r"^cell 'own_cell:Sized' must be made as flax's are, Sized\(features, "
+            r"param_dtype=...\): .*unexpected keyword argument 'param_dtype'",
+        ),
+        ("nowhere:X", "^cell: 'nowhere:X' is not there: No module named 'nowhere': install it"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            parts.cell_class(name)
 
 
 def test_wrappers_of_a_config_are_put_around_every_copy():
