@@ -53,6 +53,7 @@ def make_agent(
             f"loss is {loss!r}, not a loss: give ActorCriticLoss(), ImpalaLoss(), PPOLoss() or one "
             "that keeps to snaprl.agents.Loss"
         )
+    aims_first = loss.targets_first or popart_step > 0
     check_space(observation_space)
     policy = policy_for(action_space)
     observed = network.observed(observation_space, policy.observed)
@@ -138,7 +139,7 @@ def make_agent(
             seen = jax.tree.map(lambda x: x[:-1], segment.observation["observation"])
             segment = segment._replace(observation=normalised(variables, segment.observation))
             variables = normaliser.revise(variables, observation_space, seen)
-        if not (loss.targets_first or popart_step):
+        if not aims_first:
             return variables, segment
         _, outputs = unroll(variables, state, segment)
         targets = loss.targets(outputs, segment)
@@ -161,5 +162,5 @@ def make_agent(
         to_env=policy.to_env,
         no_action=no_action,
         reward=reward,
-        prepare=prepare if loss.targets_first or popart_step or normalise_observations else None,
+        prepare=prepare if aims_first or normalise_observations else None,
     )

@@ -52,17 +52,22 @@ def resumed_config(
                 f"{flat(config).get(key)}: give another --run-dir to train that"
             )
     steps = config.training.steps
-    ways = {"learning rate": config.optimizer.schedule}
-    if isinstance(config, Config):
-        ways["entropy bonus"] = config.loss.entropy_schedule
-    for what, way in ways.items():
-        if steps != before.training.steps and way != "constant":
+    if steps != before.training.steps:
+        for what, way in scheduled(config).items():
             print(
                 f"snaprl: from here on the {what} follows the {way} schedule of {steps:,} steps, "
                 f"not of {before.training.steps:,}",
                 file=sys.stderr,
             )
     return config
+
+
+def scheduled(config: AnyConfig) -> dict[str, str]:
+    """What follows the number of steps of a training, and by which schedule."""
+    ways = {"learning rate": config.optimizer.schedule}
+    if isinstance(config, Config):
+        ways["entropy bonus"] = config.loss.entropy_schedule
+    return {what: way for what, way in ways.items() if way != "constant"}
 
 
 def _check_made_from(folder: Path, config: AnyConfig, made_from: str | Path) -> None:

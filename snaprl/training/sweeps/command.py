@@ -148,10 +148,10 @@ def _check_folder(job: Job, facts: Mapping[str, str]) -> None:
 
 def _fixed(config: AnyConfig) -> dict[str, Any]:
     """What a run must keep when it goes on, by dotted key."""
-    from snaprl.training.resume import FREE, flat
+    from snaprl.training.resume import FREE, flat, scheduled
 
-    # where the learning rate follows the number of steps, runs of one table have to share it
-    free = FREE if config.optimizer.schedule == "constant" else FREE - {"training.steps"}
+    # where something follows the number of steps, runs of one table have to share it
+    free = FREE - {"training.steps"} if scheduled(config) else FREE
     return {key: value for key, value in flat(config).items() if key not in free}
 
 
