@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from snaprl.cores import segment
 from snaprl.cores.segment import Linearised
 from snaprl.cores.types import Array, Params
-from snaprl.cores.unitwise import Block, UnitwiseCell, Vector, written_out
-from snaprl.cores.walk import Walk, Walking, dynamics
+from snaprl.cores.unitwise import UnitwiseCell, Vector, written_out
+from snaprl.cores.walk import Layers, Walk, Walking, by_steps, dynamics, layers_by_source
 
 
 class Sum(NamedTuple):
@@ -60,24 +60,6 @@ class OKRTRL(Walking):
         return _walk(self.rank, _keep_best)
 
 
-class _Layers(NamedTuple):
-    names: tuple[str, ...]
-    source: Callable[[Linearised], Array | None]  # [B, K]; None: each has a weight of its own only
-    derivatives: Callable[[Linearised], Block]
-
-
-def _layers(cell: UnitwiseCell) -> list[_Layers]:
-    """The groups of layers that read one source."""
-    groups = [
-        _Layers(cell.inputs, lambda now: now.xs, lambda now: now.derivatives.alpha),
-        _Layers(
-            cell.recurrent, lambda now: now.h_tm1[cell.read], lambda now: now.derivatives.sigma
-        ),
-        _Layers(cell.local, lambda now: None, lambda now: now.derivatives.local),
-    ]
-    return [group for group in groups if group.names]
-
-
 # (source [B, R, K + 1], units [B, R, ...], keys [B]) of R + 1 products to R
 Reduce = Callable[[Array, Array, Array], tuple[Array, Array]]
 
@@ -86,7 +68,7 @@ def _walk(rank: int, reduce: Reduce) -> Walk:
     def init(cell: UnitwiseCell, params: Params, batch_size: int) -> list[Sum]:
         dtype = segment.influence_dtype(params)
         sums = []
-        for names, _, _ in _layers(cell):
+        for names, _, _ in layers_by_source(cell):
             kernel = params[names[0]]
             width = kernel["kernel"].shape[0] + 1 if names is not cell.local else 1
             shape = (batch_size, cell.features, rank, len(names), cell.features)
@@ -98,7 +80,7 @@ def _walk(rank: int, reduce: Reduce) -> Walk:
         cell: UnitwiseCell, params: Params, key: Array, now: Linearised, factors: list[Sum]
     ) -> list[Sum]:
         sums = []
-        for k, (layers, old) in enumerate(zip(_layers(cell), factors, strict=True)):
+        for k, (layers, old) in enumerate(zip(layers_by_source(cell), factors, strict=True)):
             keys = jax.vmap(lambda key, k=k: jax.random.fold_in(key, k))(key)
             moved = dynamics(cell, params, now, old.units)
             source, units = _immediate(layers, now)
@@ -115,10 +97,10 @@ def _walk(rank: int, reduce: Reduce) -> Walk:
             sums.append(Sum(source, tuple(joined[:, u] for u in range(cell.states))))
         return sums
 
-    return Walk(init, step, _contract)
+    return by_steps(init, step, _contract)
 
 
-def _immediate(layers: _Layers, now: Linearised) -> tuple[Array, Vector]:
+def _immediate(layers: Layers, now: Linearised) -> tuple[Array, Vector]:
     """I_t (9): the source `[B, K + 1]` and, per state variable, derivatives `[B, N, G, N]`."""
     like = now.h_tm1[0]
     eye = jnp.eye(like.shape[-1], dtype=like.dtype)
@@ -135,7 +117,7 @@ def _contract(
     cell: UnitwiseCell, params: Params, factors: list[Sum], lambda_: Vector
 ) -> dict[str, Any]:
     tree: dict[str, Any] = {}
-    for layers, (source, units) in zip(_layers(cell), factors, strict=True):
+    for layers, (source, units) in zip(layers_by_source(cell), factors, strict=True):
         reached = sum(
             jnp.einsum("bn,bnrgi->brgi", x, rows) for x, rows in zip(lambda_, units, strict=True)
         )

@@ -1,20 +1,47 @@
 """UORO: an unbiased estimate of the influence, of rank one.
 
+    s_t = r0 D_t s_tm1 + r1 v_t,     w_t = w_tm1 / r0 + v_t I_t / r1
+
+with random signs v, and r0, r1 that even out the sizes: each is the root of the quotient of two
+norms. An estimate holds as many numbers as the parameters for each stream, and to go over them at
+every step costs more than all else. But what a segment adds to w are the gradients `v_t I_t` of
+single steps, outer products all of them (9), so that within it
+
+    w_t = kept_t w_0 + sum_(k <= t) shares_tk v_k I_k
+
+is known by numbers (17), (18), and so are the norms, from `<w_0, v_t I_t>` and `<v_k I_k, v_t I_t>`: the inner
+product of two outer products is that of their left sides times that of their right sides. All are
+matrix products over the segment; step by step go only s and those numbers.
+
 Reference: Tallec and Ollivier, "Unbiased Online Recurrent Optimization", ICLR 2018
 (arXiv 1702.05043), equations (7) to (9).
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from snaprl.cores import segment
-from snaprl.cores.segment import Linearised
-from snaprl.cores.types import Array, Params
-from snaprl.cores.unitwise import UnitwiseCell, Vector, plain_total
-from snaprl.cores.walk import Walk, Walking, dynamics
+from snaprl.cores.segment import Linearised, where_reset
+from snaprl.cores.types import Array, Params, PyTree
+from snaprl.cores.unitwise import UnitwiseCell, Vector, plain_total, vector_block, written_out
+from snaprl.cores.walk import (
+    Drawn,
+    Walk,
+    Walking,
+    dynamics,
+    grad_dtype,
+    layers_by_source,
+    next_keys,
+)
+
+# Inner products grow with the square of the steps that are taken at once, passes over the estimate
+# with how often one begins anew.
+AT_ONCE = 32
+TINY = 1e-7
 
 
 class RankOne(NamedTuple):
@@ -30,7 +57,7 @@ class UORO(Walking):
 
     def walk(self) -> Walk:
         """See `Walking.walk`."""
-        return Walk(_init, _step, _contract)
+        return Walk(_init, _advance, _known, _contract)
 
 
 def _init(cell: UnitwiseCell, params: Params, batch_size: int) -> RankOne:
@@ -39,43 +66,178 @@ def _init(cell: UnitwiseCell, params: Params, batch_size: int) -> RankOne:
     return RankOne(state, jax.tree.map(lambda p: jnp.zeros((batch_size, *p.shape), dtype), params))
 
 
-def _step(
-    cell: UnitwiseCell, params: Params, key: Array, now: Linearised, factors: RankOne
-) -> RankOne:
-    """`s_t = r0 D s + r1 v`, `w_t = w / r0 + v I / r1`: random signs v, r to even out the sizes."""
-    moved = dynamics(cell, params, now, factors.state)  # D_t s_tm1
-    shape = (cell.states, cell.features)
-    signs = jax.vmap(lambda k: jax.random.rademacher(k, shape, moved[0].dtype))(key)
-    v = tuple(signs[:, u] for u in range(cell.states))
-    # v I_t (9): the gradient of one step, stream by stream
-    one_step = jax.vmap(lambda now, v: segment.outer_products(cell, params, now, v), in_axes=(1, 1))
-    with_time = jax.tree.map(lambda x: x[None, :, None], (now._replace(resets=None), v))
-    immediate = one_step(*with_time)
-    r0 = _ratio(factors.params, moved)
-    r1 = _ratio(immediate, v)
-    return RankOne(
-        tuple(_times(r0, s) + _times(r1, x) for s, x in zip(moved, v, strict=True)),
-        jax.tree.map(lambda w, i: _times(1 / r0, w) + _times(1 / r1, i), factors.params, immediate),
-    )
-
-
 def _contract(cell: UnitwiseCell, params: Params, factors: RankOne, lambda_: Vector) -> Params:
     del cell, params
     weight = plain_total((s * x).sum(-1) for s, x in zip(factors.state, lambda_, strict=True))
     return jax.tree.map(lambda w: jnp.tensordot(weight, w, 1), factors.params)
 
 
-def _ratio(above: Params | Vector, below: Params | Vector) -> Array:
-    """`sqrt(|above| / |below|)` for each stream, 1 where both are 0: `[B]`."""
-    tiny = 1e-7
-    return jnp.sqrt((_norm(above) + tiny) / (_norm(below) + tiny))
+def _advance(cell: UnitwiseCell, params: Params, linearised: Linearised, drawn: Drawn) -> Drawn:
+    def piece(drawn: Drawn, linearised: Linearised) -> Drawn:
+        return _walk(cell, params, linearised, drawn).after
+
+    return _by_pieces(piece, drawn, linearised)
 
 
-def _norm(tree: Params | Vector) -> Array:
-    leaves = jax.tree.leaves(tree)
-    return jnp.sqrt(plain_total((x * x).reshape(len(x), -1).sum(-1) for x in leaves))
+def _known(
+    cell: UnitwiseCell, params: Params, linearised: Linearised, drawn: Drawn, lambda_: Vector
+) -> Params:
+    def piece(state: tuple[Drawn, Params], inputs: tuple) -> tuple[Drawn, Params]:
+        (drawn, grads), (linearised, lambda_) = state, inputs
+        walked = _walk(cell, params, linearised, drawn)
+        weight = plain_total(
+            (s * x).sum(-1) for s, x in zip(walked.before.state, lambda_, strict=True)
+        )  # [T, B]
+        kept = (weight * walked.before.kept).sum(0)
+        shares = jnp.einsum("tb,tbk->kb", weight, walked.before.shares)
+        before = segment.remembered(linearised.resets, drawn.factors.params)
+        signs = tuple(shares[..., None] * v for v in walked.signs)
+        within = segment.outer_products(cell, params, linearised, signs)
+        grads = jax.tree.map(
+            lambda g, i, w: g + i + jnp.tensordot(kept, w, 1), grads, within, before
+        )
+        return walked.after, grads
+
+    nothing = jax.tree.map(lambda p: jnp.zeros(p.shape, grad_dtype(params, lambda_)), params)
+    return _by_pieces(piece, (drawn, nothing), (linearised, lambda_))[1]
 
 
-def _times(factor: Array, x: Array) -> Array:
-    """`factor [B]` times `x [B, ...]`."""
-    return factor.reshape(factor.shape + (1,) * (x.ndim - 1)) * x
+def _by_pieces(piece: Callable[[PyTree, PyTree], PyTree], carry: PyTree, inputs: PyTree) -> PyTree:
+    """The carry after all of `inputs [T, ...]`, of which `piece` gets `AT_ONCE` steps at most."""
+    count, rest = divmod(len(jax.tree.leaves(inputs)[0]), AT_ONCE)
+    if count:
+        whole = jax.tree.map(
+            lambda x: x[: count * AT_ONCE].reshape(count, AT_ONCE, *x.shape[1:]), inputs
+        )
+        carry, _ = segment.scan(lambda c, x: (piece(c, x), None), carry, whole)
+    return piece(carry, jax.tree.map(lambda x: x[-rest:], inputs)) if rest else carry
+
+
+class _State(NamedTuple):
+    """Where an estimate stands: its `params` are `kept w_0 + sum_k shares[:, k] v_k I_k`."""
+
+    state: Vector  # U x [B, N]
+    kept: Array  # [B]
+    shares: Array  # [B, T]
+    square: Array  # [B] the squared norm of what they amount to
+
+
+class _Walked(NamedTuple):
+    signs: Vector  # U x [T, B, N]
+    before: _State  # before each step, after its reset: [T, ...]
+    after: Drawn
+
+
+def _walk(cell: UnitwiseCell, params: Params, linearised: Linearised, drawn: Drawn) -> _Walked:
+    """One piece of a segment."""
+    factors = segment.remembered(linearised.resets, drawn.factors)
+    dtype = factors.state[0].dtype
+    steps, streams = linearised.h_tm1[0].shape[:2]
+    signs, key = _signs(cell, drawn.key, steps, dtype)
+    met, overlaps = _inner_products(cell, params, linearised, signs, factors.params)
+
+    def step(now: _State, inputs: tuple) -> tuple[_State, _State]:
+        t, linearised_t, v, met, overlaps = inputs
+        before = now = where_reset(linearised_t.resets, 0.0, now)
+        moved = dynamics(cell, params, linearised_t, now.state)  # D_t s_tm1
+        size = overlaps[:, t]
+        r0 = _ratio(now.square, _square(moved))
+        r1 = _ratio(size, _square(v))
+        # a share that a reset has made 0 is of a step that may not have been a number
+        crossing = jnp.where(now.kept == 0, 0.0, now.kept * met)
+        crossing += jnp.where(now.shares == 0, 0.0, now.shares * overlaps).sum(-1)
+        square = now.square / r0**2 + 2 * crossing / (r0 * r1) + size / r1**2
+        after = _State(
+            tuple(r0[:, None] * s + r1[:, None] * x for s, x in zip(moved, v, strict=True)),
+            now.kept / r0,
+            jnp.where(jnp.arange(steps)[None] == t, 1 / r1[:, None], now.shares / r0[:, None]),
+            jnp.maximum(square, 0.0),
+        )
+        return after, before
+
+    start = _State(
+        factors.state,
+        jnp.ones(streams, dtype),
+        jnp.zeros((streams, steps), dtype),
+        _square(jax.tree.leaves(factors.params)),
+    )
+    inputs = (jnp.arange(steps), linearised, signs, met, overlaps)
+    end, before = segment.scan(step, start, inputs)
+    grown = _amount(cell, params, linearised, signs, end, factors.params)
+    return _Walked(signs, before, Drawn(key, RankOne(end.state, grown)))
+
+
+def _signs(cell: UnitwiseCell, keys: Array, steps: int, dtype: jnp.dtype) -> tuple[Vector, Array]:
+    """v of each step, U x `[T, B, N]`, and the keys after them."""
+
+    def draw(keys: Array, _: Array) -> tuple[Array, Array]:
+        key, keys = next_keys(keys)
+        return keys, jax.vmap(lambda k: jax.random.rademacher(k, shape, dtype))(key)
+
+    shape = (cell.states, cell.features)
+    keys, signs = segment.scan(draw, keys, jnp.arange(steps))
+    return tuple(signs[:, :, u] for u in range(cell.states)), keys
+
+
+def _inner_products(
+    cell: UnitwiseCell, params: Params, linearised: Linearised, signs: Vector, w_0: Params
+) -> tuple[Array, Array]:
+    """`<w_0, v_t I_t>`, `[T, B]`, and `<v_t I_t, v_k I_k>`, `[T, B, T]`."""
+    met, overlaps = [], []
+    for names, read, derivatives in layers_by_source(cell):
+        source = read(linearised)
+        alike = None if source is None else _all_with_all(source)
+        targets = written_out(vector_block(signs, derivatives(linearised)), signs[0])
+        for name, target in zip(names, targets, strict=True):
+            units = _all_with_all(target)
+            if alike is None or source is None:  # a weight of each unit's own
+                met.append(jnp.einsum("bn,tbn->tb", w_0[name], target))
+                overlaps.append(units)
+                continue
+            through = jnp.einsum("tbj,bjn->tbn", source, w_0[name]["kernel"])
+            if "bias" in params[name]:
+                through += w_0[name]["bias"][None]
+            met.append((through * target).sum(-1))
+            overlaps.append((alike + 1 if "bias" in params[name] else alike) * units)
+    return plain_total(met), plain_total(overlaps)
+
+
+def _all_with_all(x: Array) -> Array:
+    """Inner products of each step `[T, B, N]` with each other one, stream by stream."""
+    return jnp.einsum("tbn,kbn->tbk", x, x)
+
+
+def _amount(
+    cell: UnitwiseCell,
+    params: Params,
+    linearised: Linearised,
+    signs: Vector,
+    end: _State,
+    w_0: Params,
+) -> Params:
+    """What `end` amounts to, `[B, ...]`."""
+    shares = end.shares.T[..., None]
+    added = tuple(shares * v for v in signs)
+    gone, _ = segment.gone(linearised.resets)  # a step before a reset may not have been a number
+    steps = where_reset(gone, 0.0, (linearised._replace(resets=None), added))
+    # stream by stream, as a batch of segments of one stream each
+    alone = jax.tree.map(lambda x: x[:, :, None], steps)
+    within = jax.vmap(lambda now, v: segment.outer_products(cell, params, now, v), in_axes=(1, 1))(
+        *alone
+    )
+
+    def leaf(w: Array, i: Array) -> Array:
+        kept = end.kept.reshape(end.kept.shape + (1,) * (w.ndim - 1))
+        return jnp.where(kept == 0, 0.0, kept * w) + i
+
+    return jax.tree.map(leaf, w_0, within)
+
+
+def _square(leaves: Vector | list[Array]) -> Array:
+    """The squared norm of each stream, `[B]`."""
+    return plain_total((x * x).reshape(len(x), -1).sum(-1) for x in leaves)
+
+
+def _ratio(above: Array, below: Array) -> Array:
+    """`sqrt(|above| / |below|)` from squared norms, 1 where both are 0."""
+    return jnp.sqrt((jnp.sqrt(above) + TINY) / (jnp.sqrt(below) + TINY))

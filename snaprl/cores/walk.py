@@ -22,7 +22,7 @@ from snaprl.cores.bptt import dynamics_transposed
 from snaprl.cores.cells import unitwise
 from snaprl.cores.segment import Linearised, where_reset
 from snaprl.cores.types import Array, CoreState, Params, PyTree, Sparsity
-from snaprl.cores.unitwise import UnitwiseCell, Vector, dense, total, written_out
+from snaprl.cores.unitwise import Block, UnitwiseCell, Vector, dense, total, written_out
 
 
 class Drawn(NamedTuple):
@@ -33,11 +33,17 @@ class Drawn(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """An estimate of the influence, and how it goes one step further."""
+    """An estimate of the influence, and how it goes through a segment."""
 
     init: Callable  # (cell, params, batch_size) -> factors
-    step: Callable  # (cell, params, key, linearised_t, factors) -> factors, with keys [B]
+    advance: "Advance"
+    # (cell, params, linearised, drawn, lambda) -> sum_t lambda_t . J_tm1, where lambda_t arrives at
+    # the states before step t and is 0 where they are reset: U x [T, B, N]
+    known: Callable
     contract: Callable  # (cell, params, factors, lambda) -> lambda . J
+
+
+Advance = Callable[[UnitwiseCell, Params, Linearised, Drawn], Drawn]  # over a segment
 
 
 class Walking:
@@ -114,41 +120,55 @@ class Walking:
         return segment.Memory(init, _advancing(walk), contract, transfer)
 
 
-Step = Callable[[UnitwiseCell, Params, Drawn, Linearised], Drawn]
+def by_steps(init: Callable, step: Callable, contract: Callable) -> Walk:
+    """A walk that makes the estimate anew at every step.
 
+    Args:
+      init: as in `Walk`.
+      step: `(cell, params, key, linearised_t, factors) -> factors`, with keys `[B]`.
+      contract: as in `Walk`.
+    """
 
-def _stepping(walk: Walk) -> Step:
-    """One step of the estimate, with the stream's own key."""
-
-    def step(cell: UnitwiseCell, params: Params, drawn: Drawn, now: Linearised) -> Drawn:
-        keys = jax.vmap(jax.random.split)(jax.random.wrap_key_data(drawn.key))  # [B, 2]
+    def go(cell: UnitwiseCell, params: Params, drawn: Drawn, now: Linearised) -> Drawn:
+        key, kept = next_keys(drawn.key)
         factors = where_reset(now.resets, 0.0, drawn.factors)
-        factors = walk.step(cell, params, keys[:, 0], now, factors)
-        return Drawn(jax.random.key_data(keys[:, 1]), factors)
+        return Drawn(kept, step(cell, params, key, now, factors))
 
-    return step
+    def advance(cell: UnitwiseCell, params: Params, linearised: Linearised, drawn: Drawn) -> Drawn:
+        return segment.scan(lambda d, now: (go(cell, params, d, now), None), drawn, linearised)[0]
 
-
-def _advancing(walk: Walk) -> Callable:
-    """The estimate after a segment, from the one before it."""
-    step = _stepping(walk)
-
-    def advance(
+    def known(
         cell: UnitwiseCell,
         params: Params,
-        sparsity: Sparsity,
         linearised: Linearised,
         drawn: Drawn,
-    ) -> Drawn:
-        del sparsity
-        return segment.scan(lambda d, now: (step(cell, params, d, now), None), drawn, linearised)[0]
+        lambda_: Vector,
+    ) -> Params:
+        def add(state: tuple[Drawn, Params], inputs: tuple) -> tuple[tuple, None]:
+            (drawn, grads), (now, lambda_tm1) = state, inputs
+            factors = where_reset(now.resets, 0.0, drawn.factors)
+            met = contract(cell, params, factors, lambda_tm1)
+            return (go(cell, params, drawn, now), jax.tree.map(jnp.add, grads, met)), None
 
-    return advance
+        nothing = jax.tree.map(lambda p: jnp.zeros(p.shape, grad_dtype(params, lambda_)), params)
+        return segment.scan(add, (drawn, nothing), (linearised, lambda_))[0][1]
+
+    return Walk(init, advance, known, contract)
+
+
+def grad_dtype(params: Params, lambda_: Vector) -> jnp.dtype:
+    """Of a gradient that an estimate has given."""
+    return jnp.promote_types(segment.influence_dtype(params), lambda_[0].dtype)
+
+
+def next_keys(keys: Array) -> tuple[Array, Array]:
+    """Of each stream's key `[B, 2]` the one to draw a step with, `[B]`, and the next, `[B, 2]`."""
+    split = jax.vmap(jax.random.split)(jax.random.wrap_key_data(keys))
+    return split[:, 0], jax.random.key_data(split[:, 1])
 
 
 def _rule(walk: Walk) -> segment.Rule:
     """The method that walks with `walk`."""
-    step = _stepping(walk)
 
     def gradient(
         cell: UnitwiseCell,
@@ -166,18 +186,26 @@ def _rule(walk: Walk) -> segment.Rule:
         derivatives = linearised.derivatives
         before = transpose(lambdas, (derivatives.sigma, derivatives.delta))
         before = where_reset(linearised.resets, 0.0, written_out(before, lambdas[0]))
-
-        def add(state: tuple[Drawn, Params], inputs: tuple) -> tuple[tuple, None]:
-            (drawn, grads), (now, lambda_tm1) = state, inputs
-            factors = where_reset(now.resets, 0.0, drawn.factors)
-            known = walk.contract(cell, params, factors, lambda_tm1)
-            grads = jax.tree.map(jnp.add, grads, known)
-            return (step(cell, params, drawn, now), grads), None
-
-        (_, grads), _ = segment.scan(add, (drawn, grads), (linearised, before))
-        return grads, lambdas
+        known = walk.known(cell, params, linearised, drawn, before)
+        return jax.tree.map(jnp.add, grads, known), lambdas
 
     return segment.Rule(_advancing(walk), gradient)
+
+
+def _advancing(walk: Walk) -> Callable:
+    """`walk.advance` as `segment.Memory` calls it."""
+
+    def advance(
+        cell: UnitwiseCell,
+        params: Params,
+        sparsity: Sparsity,
+        linearised: Linearised,
+        drawn: Drawn,
+    ) -> Drawn:
+        del sparsity
+        return walk.advance(cell, params, linearised, drawn)
+
+    return advance
 
 
 def dynamics(cell: UnitwiseCell, params: Params, now: Linearised, state: Vector) -> Vector:
@@ -204,3 +232,22 @@ def dynamics(cell: UnitwiseCell, params: Params, now: Linearised, state: Vector)
         )
         rows.append(dense(total((*units, *weights)), state[0]))
     return tuple(rows)
+
+
+class Layers(NamedTuple):
+    """Layers of a cell that read one source."""
+
+    names: tuple[str, ...]
+    # of one step or of a segment, [..., K]; None: each has a weight of its own only
+    source: Callable[[Linearised], Array | None]
+    derivatives: Callable[[Linearised], Block]  # of phi: U x the layers
+
+
+def layers_by_source(cell: UnitwiseCell) -> list[Layers]:
+    """The layers that read the inputs, those that read the state, and the units' own weights."""
+    groups = [
+        Layers(cell.inputs, lambda now: now.xs, lambda now: now.derivatives.alpha),
+        Layers(cell.recurrent, lambda now: now.h_tm1[cell.read], lambda now: now.derivatives.sigma),
+        Layers(cell.local, lambda now: None, lambda now: now.derivatives.local),
+    ]
+    return [group for group in groups if group.names]

@@ -43,11 +43,15 @@ COST = {
     "tail-rtrl": Cost("RTRL's", "BPTT's and RTRL's", ANY),
     "rflo": Cost("U N K G", "SnAp-1's", UNITWISE),
     "eprop": Cost("U N K G", "SnAp-1's", UNITWISE),
-    "uoro": Cost("N K G", "every step twice: the backward pass walks again", UNITWISE),
+    "uoro": Cost(
+        "N K G",
+        "3 N K G per step and, by 32 steps, for inner products; the backward pass walks again",
+        UNITWISE,
+    ),
     "kf-rtrl": Cost("2 U N^2 G", "N^3 G per step", UNITWISE),
     "ok-rtrl": Cost("2 R U N^2 G", "R N^3 G per step", UNITWISE),
     "tail-rflo": Cost("U N K G", "BPTT's and RFLO's", UNITWISE),
-    "tail-uoro": Cost("N K G", "BPTT's, and one step of the estimate per step", UNITWISE),
+    "tail-uoro": Cost("N K G", "BPTT's, and the estimate's forward walk", UNITWISE),
     "frozen": Cost("none", "no gradient of the weights", ANY),
 }
 
