@@ -3,13 +3,13 @@
     s_t = r0 D_t s_tm1 + r1 v_t,     w_t = w_tm1 / r0 + v_t I_t / r1
 
 with random signs v, and r0, r1 that even out the sizes: each is the root of the quotient of two
-norms. An estimate holds as many numbers as the parameters for each stream, and to go over them at
-every step costs more than all else. But what a segment adds to w are the gradients `v_t I_t` of
+norms (17). An estimate holds as many numbers as the parameters for each stream, and to go over them
+at every step costs more than all else. But what a segment adds to w are the gradients `v_t I_t` of
 single steps, outer products all of them (9), so that within it
 
-    w_t = kept_t w_0 + sum_(k <= t) shares_tk v_k I_k
+    w_t = kept_t w_0 + sum_(k <= t) shares_tk v_k I_k                                       (18)
 
-is known by numbers (17), (18), and so are the norms, from `<w_0, v_t I_t>` and `<v_k I_k, v_t I_t>`: the inner
+is known by numbers, and so are the norms, from `<w_0, v_t I_t>` and `<v_k I_k, v_t I_t>`: the inner
 product of two outer products is that of their left sides times that of their right sides. All are
 matrix products over the segment; step by step go only s and those numbers.
 
