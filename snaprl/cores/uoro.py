@@ -186,6 +186,7 @@ def _inner_products(
     met, overlaps = [], []
     for names, read, derivatives in layers_by_source(cell):
         source = read(linearised)
+        source = None if source is None else source.astype(signs[0].dtype)
         alike = None if source is None else _all_with_all(source)
         targets = written_out(vector_block(signs, derivatives(linearised)), signs[0])
         for name, target in zip(names, targets, strict=True):
