@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import time
 import zlib
@@ -65,7 +66,8 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every file it writes
+        # orbax tells of every file it writes, and of what it fails at beside raising it
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._ocp, self._folder, self._keep = ocp, folder.absolute(), keep
         self._manager: Any = None
         self._writing: Future | None = None
@@ -81,6 +83,11 @@ class Checkpoints:
         packed, leaves = _pack(state), _leaves(state)
         self.wait()
         self._writing = _WRITER.submit(self._write, step, packed, leaves)
+
+    def check(self) -> None:
+        """Raises what `wait` would, if that is known by now; waits for nothing."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
 
     def wait(self) -> None:
         """Waits for what is being written.
@@ -109,6 +116,8 @@ class Checkpoints:
         except Exception as error:  # tensorstore says what a disk said in types of its own
             with contextlib.suppress(Exception):  # orbax would say it again whenever it is asked
                 self._let_go()
+            for half in self._folder.glob(f"{step}.orbax-checkpoint-tmp*"):  # room on a full disk
+                shutil.rmtree(half, ignore_errors=True)
             raise UserError(
                 f"the checkpoint of step {step} cannot be written to {self._folder}: {_why(error)}"
             ) from error
@@ -158,8 +167,6 @@ class Checkpoints:
 
     def discard(self, steps: tuple[int, ...]) -> None:
         """Removes checkpoints, so that a run that goes on from an earlier one can write its own."""
-        import shutil
-
         self.wait()
         self._let_go()
         for step in steps:

@@ -68,14 +68,16 @@ class HostEnvs:
         try:
             return self._envs.reset(seed=seed)[0]
         except Exception as error:
-            raise EnvironmentFailed(f"the environment raised {in_a_line(error)}") from error
+            why = _misshapen(self._envs) or f"the environment raised {in_a_line(error)}"
+            raise EnvironmentFailed(why) from error
 
     def step(self, action: np.ndarray) -> HostStep:
         """Steps all; in NEXT_STEP mode, those whose episode ended before are reset instead."""
         try:
             observation, reward, terminated, truncated, infos = self._envs.step(action)
         except Exception as error:
-            raise EnvironmentFailed(f"the environment raised {in_a_line(error)}") from error
+            why = _misshapen(self._envs) or f"the environment raised {in_a_line(error)}"
+            raise EnvironmentFailed(why) from error
         reset = self._ended if self.mode == AutoresetMode.NEXT_STEP else np.zeros_like(self._ended)
         # an environment may both end and be cut short in one step: it has ended
         terminated, truncated = terminated & ~reset, truncated & ~terminated & ~reset
@@ -168,3 +170,38 @@ def _filled(like: PyTree, finals: Any, ended: np.ndarray) -> PyTree:
     for i in np.flatnonzero(ended):
         filled[i] = finals[i]
     return filled
+
+
+def _misshapen(envs: gymnasium.vector.VectorEnv) -> str:
+    """What is wrong with an observation that could not be put beside the others; or nothing.
+
+    gymnasium's own vector finds that out when it copies, and names neither stream nor shape.
+    """
+    inner = envs.unwrapped
+    given = getattr(inner, "_env_obs", None)
+    if not isinstance(inner, gymnasium.vector.SyncVectorEnv) or given is None:
+        return ""
+    space = inner.single_observation_space
+    for stream, observation in enumerate(given):
+        if observation is not None and (why := _misfit(space, observation, "observation")):
+            return f"the environment of stream {stream} gave {why}"
+    return ""
+
+
+def _misfit(space: gymnasium.Space, value: PyTree, name: str) -> str:
+    """How a value's form differs from its space's; or nothing."""
+    parts = getattr(space, "spaces", None)  # of a Dict or a Tuple
+    if parts is None:
+        found, wanted = np.shape(value), space.shape
+        if wanted is None or found == wanted:
+            return ""
+        return f"{name} of shape {found}, where its space says {wanted}"
+    try:
+        inner = [(f"{name}/{k}", parts[k], value[k]) for k in _keys(parts)]
+    except (KeyError, IndexError, TypeError):
+        return f"{name} without the parts that its space has"
+    return next((why for k, part, v in inner if (why := _misfit(part, v, k))), "")
+
+
+def _keys(parts: Any) -> list[Any]:
+    return list(parts) if isinstance(parts, dict) else list(range(len(parts)))

@@ -28,11 +28,13 @@ OF_ACTORS = {
     "lag": "lag",
     "queue": "queue",
     "restarts": "restarts",
+    "gaps": "gaps",
     "missing": "missing",
     "slowest_actor_steps_per_s": "slowest actor",
     "fastest_actor_steps_per_s": "fastest",
 }
-COUNTS = ("level", "restarts", "missing")
+COUNTS = ("level", "restarts", "gaps", "missing")
+UNLESS_NONE = ("gaps",)  # a run whose actors never fail has none to tell of
 TRENDS = ("success", "episode_return", "bits_per_char", "loss")  # the first that is reported
 OF_EPISODES = ("success", "episode_return", "episode_length")  # not a number: no episode ended
 BARS = "▁▂▃▄▅▆▇█"
@@ -114,6 +116,8 @@ class Progress:
         self._measure_speed(int(report["step"]), now_s)
         for name in SHOWN | OF_ACTORS:
             value = float(report.get(name, math.nan))
+            if name in UNLESS_NONE and not value and name not in self._values:
+                continue
             if math.isfinite(value) or (name in report and name not in OF_EPISODES):
                 counted = name in COUNTS and value.is_integer()
                 self._values[name] = int(value) if counted else value

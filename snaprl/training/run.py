@@ -131,6 +131,7 @@ class Run:
                         evaluation_due = _next(self._evaluated_at, self.config.evaluation.every)
                     sink.write(report)
                     progress.report(report)
+                    self._checkpoints.check()
                     if step >= due:
                         self._checkpoints.save(step, state)
                         saved, due = step, _next(step, self.config.training.checkpoint_every)

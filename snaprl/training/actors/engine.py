@@ -58,6 +58,10 @@ class Engine(Protocol):
         """The next segment of any actor; None where none came in time."""
         ...
 
+    def waiting(self) -> int:
+        """How many segments have come that `receive` has not given yet."""
+        ...
+
     def numbers(self) -> list[int]:
         """The number of the segment that each actor sends next."""
         ...
@@ -118,6 +122,10 @@ class LocalEngine:
         self._states[index] = state
         self._next = (index + 1) % len(self._actors)
         return Message(played, index, 0, self._version)
+
+    def waiting(self) -> int:
+        """None: actors play when they are asked to."""
+        return 0
 
     def numbers(self) -> list[int]:
         """The number of the segment that each actor sends next."""

@@ -145,7 +145,9 @@ class ActorLoop:
                 batch, self._batch = self._batch or self._collect(stop), None
                 if batch is None:
                     break
-                watched.append({"lag": self._version - batch.version, "queue": len(self._order)})
+                if engine.ahead:
+                    queue = len(self._order) + engine.waiting()
+                    watched.append({"lag": self._version - batch.version, "queue": queue})
                 learner, metrics = self._update(learner, batch.segment)
                 history.append(metrics)
                 totals += batch.episodes

@@ -199,6 +199,11 @@ class RayEngine:
 
         return Message(played, order.actor, life, order.version, release)
 
+    def waiting(self) -> int:
+        """How many segments have come that `receive` has not given yet."""
+        orders = list(self._orders)
+        return len(self._ray.wait(orders, num_returns=len(orders), timeout=0)[0]) if orders else 0
+
     def numbers(self) -> list[int]:
         """The number of the segment that each actor sends next: streams start anew."""
         return [0] * self._count

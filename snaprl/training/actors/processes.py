@@ -172,6 +172,11 @@ class ProcessEngine:
                 return None
         return self._inbox.popleft()
 
+    def waiting(self) -> int:
+        """How many segments have come that `receive` has not given yet."""
+        self._listen(0.0)
+        return len(self._inbox)
+
     def numbers(self) -> list[int]:
         """The number of the segment that each actor sends next: streams start anew."""
         return [0] * self._count

@@ -273,9 +273,22 @@ def test_a_full_disk_is_said_and_what_was_there_stays(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     sentence = f"the checkpoint of step 2 cannot be written to {folder}: File too large"
     assert done.stdout.strip() == sentence
+    assert done.stderr == ""  # no word of orbax's
+    assert [p.name for p in folder.iterdir()] == ["1"]
     restored = Checkpoints(folder).restore({"x": np.zeros(3)})
     np.testing.assert_array_equal(restored.state["x"], np.arange(3.0))
     assert restored.step == 1
+
+
+def test_a_failure_is_known_before_the_next_checkpoint(tmp_path):
+    (tmp_path / "file").write_text("")
+    checkpoints = Checkpoints(tmp_path / "file" / "c")
+    checkpoints.check()  # nothing is being written
+    checkpoints.save(1, {"x": jnp.ones(1)})
+    with pytest.raises(UserError, match="^the checkpoint of step 1 cannot be written"):
+        for _ in range(1000):
+            checkpoints.check()
+            time.sleep(0.01)
 
 
 def test_what_cannot_be_written_is_said(tmp_path):

@@ -311,6 +311,53 @@ def test_a_snapshot_brings_the_environments_back():
     jax.tree.map(np.testing.assert_array_equal, again, rest)
 
 
+class Misshapen(gymnasium.Env):
+    """What it says of its observations, and what it gives in its second step."""
+
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, space, given):
+        self.observation_space, self._given, self._time = space, given, 0
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self._time += 1
+        seen = self._given if self._time == 2 else self.observation_space.sample()
+        return seen, 0.0, False, False, {}
+
+
+BOX = gymnasium.spaces.Box(-1, 1, (3,))
+
+
+@pytest.mark.parametrize(
+    ("space", "given", "sentence"),
+    [
+        (BOX, np.zeros(4), r"observation of shape \(4,\), where its space says \(3,\)"),
+        (
+            gymnasium.spaces.Dict(near=BOX, far=BOX),
+            {"near": np.zeros(3), "far": np.zeros(2)},
+            r"observation/far of shape \(2,\), where its space says \(3,\)",
+        ),
+        (
+            gymnasium.spaces.Dict(near=BOX, far=BOX),
+            {"near": np.zeros(3)},
+            "observation without the parts that its space has",
+        ),
+    ],
+)
+def test_an_observation_of_another_shape_is_named(space, given, sentence):
+    def make(given):
+        return lambda: Misshapen(space, given)
+
+    envs = HostEnvs(SyncVectorEnv([make(space.sample()), make(given)]))
+    envs.reset(seed=0)
+    envs.step(np.zeros(2, int))
+    with pytest.raises(EnvironmentFailed, match=f"^the environment of stream 1 gave {sentence}$"):
+        envs.step(np.zeros(2, int))
+
+
 class Growing(Scripted):
     """Remembers what a checkpoint has no room for, or what it does not tell."""
 

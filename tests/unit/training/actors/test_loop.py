@@ -107,7 +107,6 @@ def test_two_actors_that_share_an_update_learn_like_one_with_all_streams():
         _, chunk = loop.run(loop.init(jax.random.key(0)), 2)
         grads[actors] = chunk
         assert chunk.updates == 2
-        assert chunk.metrics["lag"].tolist() == [0, 0]
     assert grads[1].metrics.keys() == grads[2].metrics.keys()
 
 

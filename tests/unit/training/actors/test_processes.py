@@ -42,11 +42,29 @@ def receive(engine: ProcessEngine) -> Message:
     return message
 
 
+def comes_to(engine: ProcessEngine, count: int) -> bool:
+    """Whether so many segments come to wait, and no more."""
+    until_s = time.monotonic() + WAIT_S
+    while engine.waiting() < count and time.monotonic() < until_s:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    return engine.waiting() == count
+
+
 def gone(pid: int) -> bool:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, 0)
         return False
     return True
+
+
+def test_what_has_come_and_waits_is_counted():
+    with running({}, 2) as engine:  # each may be two segments ahead
+        assert engine.waiting() == 0
+        message = receive(engine)
+        assert comes_to(engine, 3)
+        message.release()
+        assert comes_to(engine, 4)
 
 
 def test_segments_come_in_order_with_the_newest_parameters():
