@@ -102,6 +102,7 @@ def test_an_actor_that_hangs_is_replaced_and_one_that_is_slow_is_not():
                 seen.append((message.actor, message.life))
                 message.release()
         time.sleep(3.0)  # a learner that compiles: actor 0 has played all that was asked for
+        assert 2 <= engine.waiting() <= 4
         for _ in range(4):
             message = engine.receive(WAIT_S)
             if message is not None:
