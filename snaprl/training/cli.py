@@ -139,7 +139,7 @@ def _train(known: argparse.Namespace, rest: list[str]) -> int:
             raise UserError(f"name what to train, before its flags: a TOML file or one of {names}")
         prog = f"snaprl train {name} [--run-dir DIR] [--resume] [--from RUN]"
         base = configs.load(name)
-        config = configs.load(name, flags, prog=prog, known_flags=TRAIN_FLAGS)
+        config = configs.absolute(configs.load(name, flags, prog=prog, known_flags=TRAIN_FLAGS))
         folder = known.run_dir or Path("runs") / f"{Path(name).stem}-{config.seed}"
         runs.check_new(folder)
     _prepare_jax()

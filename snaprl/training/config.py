@@ -76,6 +76,17 @@ def from_tables(tables: Mapping[str, Any], *, where: str = "") -> AnyConfig:
     return typed.read(SupervisedConfig if "task" in tables else Config, tables, where=where)
 
 
+def absolute(config: AConfig) -> AConfig:
+    """A task's path as it leads there from any folder: a run is read from others, too."""
+    if isinstance(config, SupervisedConfig):
+        path = config.task.kwargs.get("path")
+        if path and isinstance(path, str):
+            kwargs = config.task.kwargs | {"path": str(Path(path).absolute())}
+            task = dataclasses.replace(config.task, kwargs=kwargs)
+            return dataclasses.replace(config, task=task)
+    return config
+
+
 def dumps(config: AnyConfig) -> str:
     """The config as TOML, every key written out; loading it gives an equal config."""
     import tomli_w

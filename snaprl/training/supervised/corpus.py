@@ -127,7 +127,10 @@ def _whole(path: Path) -> bytes:
         )
         if not files:
             raise UserError(f"the folder {path} is empty: task.kwargs.path must lead to a text")
-        return b"\n".join(_bytes_of(file) for file in files)
+        texts = [_bytes_of(file) for file in files]
+        for file, text in zip(files, texts, strict=True):  # once they are one, it has no name
+            _refuse_binary(text, str(file))
+        return b"\n".join(texts)
     return _bytes_of(path)
 
 
@@ -141,14 +144,18 @@ def _bytes_of(path: Path) -> bytes:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
-def _symbols(content: bytes, source: str, as_bytes: bool) -> np.ndarray:
-    """Bytes or code points."""
-    if not content:
-        raise UserError(f"{source} is empty: task.kwargs.path must lead to a text")
+def _refuse_binary(content: bytes, source: str) -> None:
     if content.startswith(b"PK\x03\x04"):
         raise UserError(f"{source} is a zip archive: unpack it")
     if b"\0" in content:
         raise UserError(f"{source} is no text: it holds zero bytes")
+
+
+def _symbols(content: bytes, source: str, as_bytes: bool) -> np.ndarray:
+    """Bytes or code points."""
+    if not content:
+        raise UserError(f"{source} is empty: task.kwargs.path must lead to a text")
+    _refuse_binary(content, source)
     if as_bytes:
         return np.frombuffer(content, np.uint8)
     try:

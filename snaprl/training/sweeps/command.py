@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from snaprl.training import config as configs
 from snaprl.training import provenance, runs
 from snaprl.training.config import AnyConfig
-from snaprl.training.errors import UserError
+from snaprl.training.errors import UserError, suggest
 from snaprl.training.sweeps import plan as plans
 from snaprl.training.sweeps.plan import Job, Plan
 from snaprl.training.sweeps.processes import CONFIGS, Workers, left_by_signals
@@ -62,7 +62,7 @@ def sweep(path: Path, folder: Path, jobs: int, ray_address: str = "", ray_cpus: 
 def _run(plan: Plan, make: "Callable[[], Workers | RayWorkers]", where: str) -> bool:
     waiting = [job for job in plan.jobs if not is_done(job)]
     done = len(plan.jobs) - len(waiting)
-    failed = False
+    failed = told = False
     with left_by_signals(), make() as workers:
         _say(f"{plan.title}: {len(plan.jobs)} runs, {done} of them done, {where}")
         try:
@@ -70,10 +70,23 @@ def _run(plan: Plan, make: "Callable[[], Workers | RayWorkers]", where: str) -> 
                 done += 1
                 failed |= not ok
                 _say(f"[{done}/{len(plan.jobs)}] {job.name}, seed {job.seed}: {words}")
+                if ok and not told:  # what a run reports is known once one has reported
+                    told = True
+                    _tell_of_metrics(plan, job)
         except SystemExit:
             _say("stopping: the same command goes on")
             raise
     return not failed
+
+
+def _tell_of_metrics(plan: Plan, job: Job) -> None:
+    """Says what the sweep is to be ordered by, and a run does not report."""
+    from snaprl.training.sweeps.report import numbers_of
+
+    known = numbers_of(runs.read(job.folder)).keys()
+    for key, name in (("metric", plan.metric), ("tune_by", plan.tune_by)):
+        if name and name not in known and (key == "metric" or name != plan.metric):
+            _say(f"snaprl: {job.name} reports no {key} = '{name}': {suggest(name, known)}")
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def read(path: Path, folder: Path) -> Plan:
             name, merged = run["name"] + compared + tuned, base
             for news in (tables.get("all", {}), own, point, choice):
                 merged = merge(merged, news)
-            one = configs.from_tables(merged, where=f" in {path}, run '{name}'")
+            one = configs.absolute(configs.from_tables(merged, where=f" in {path}, run '{name}'"))
             for seed in seeds:
                 job, place = replace(one, seed=seed), folder / f"{name}-{seed}"
                 jobs.append(Job(name, run["name"] + compared, seed, job, place))

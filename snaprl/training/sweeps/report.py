@@ -84,7 +84,7 @@ def report(folder: Path, output: Path | None = None) -> list[Path]:
     plan = plans.read(folder / SWEEP, folder) if (folder / SWEEP).is_file() else None
     entries, twice = _entries(folder, plan)
     output = output or folder
-    title = plan.title if plan else f"Runs in {folder.name}"
+    title = plan.title if plan else f"Runs in {folder.resolve().name}"
     files = [output / "report.md", output / "report.html"]
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def _entries(folder: Path, plan: Plan | None) -> tuple[list[Entry], list[Path]]:
                     twice.append(run.folder.relative_to(folder))
             groups[name] = list(counted.values())
     entries = [
-        Entry(name, members, [_numbers(run) for run in members])
+        Entry(name, members, [numbers_of(run) for run in members])
         for name, members in groups.items()
         if members
     ]
@@ -141,7 +141,7 @@ def _read(folder: Path) -> Iterator[Run]:
         return
 
 
-def _numbers(run: Run) -> dict[str, Any]:
+def numbers_of(run: Run) -> dict[str, Any]:
     """The last report, the evaluation if it is of that time, and the median speed."""
     speeds = [row["steps_per_s"] for row in run.rows if row.get("steps_per_s")]
     measured = runs.read_measured(run.folder)

@@ -476,3 +476,13 @@ def test_loading_with_flags_starts_neither_jax_nor_numpy(toml):
         "sys.exit(any(name in sys.modules for name in ('jax', 'flax', 'numpy', 'matplotlib')))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_text_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = config.load("charlm", ["--task.kwargs.path", "texts/a.txt"])
+    there = config.absolute(named)
+    assert there.task.kwargs == {**named.task.kwargs, "path": f"{tmp_path}/texts/a.txt"}
+    assert config.absolute(there) == there
+    for name in ("charlm", "tmaze"):  # the text that comes along; no text at all
+        assert config.absolute(config.load(name)) == config.load(name)

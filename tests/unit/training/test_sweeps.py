@@ -70,7 +70,7 @@ def test_values_that_no_folder_could_be_called_by_still_name_a_run(read):
     text = "[grid]\ntask.kwargs.path = ['a/x', '/b c']\n[[run]]\nname = 'r'"
     found = read("config = 'charlm'\n" + text)
     assert [job.name for job in found.jobs] == ["r-path=a_x", "r-path=_b_c"]
-    assert found.jobs[0].config.task.kwargs["path"] == "a/x"
+    assert found.jobs[0].config.task.kwargs["path"] == str(Path("a/x").absolute())
 
 
 def test_a_config_beside_the_sweep_is_found(read, tmp_path):

@@ -120,6 +120,13 @@ def test_what_is_no_text_is_said(tmp_path, content, sentence):
     assert str(caught.value).startswith(sentence.format(path))
 
 
+def test_of_many_files_the_one_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("words " * 50)
+    (tmp_path / "z.png").write_bytes(b"\x89PNG\0\0")
+    with pytest.raises(UserError, match=f"^{tmp_path}/z.png is no text: it holds zero bytes$"):
+        made("characters", path=str(tmp_path))
+
+
 def test_an_empty_folder_is_said(tmp_path):
     with pytest.raises(UserError, match=f"the folder {tmp_path} is empty"):
         made("characters", path=str(tmp_path))
