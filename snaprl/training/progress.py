@@ -34,7 +34,7 @@ OF_ACTORS = {
     "fastest_actor_steps_per_s": "fastest",
 }
 COUNTS = ("level", "restarts", "gaps", "missing")
-UNLESS_NONE = ("gaps",)  # a run whose actors never fail has none to tell of
+ADDED_UP = ("gaps",)  # a report tells of its own; where there never were any, nothing is shown
 TRENDS = ("success", "episode_return", "bits_per_char", "loss")  # the first that is reported
 OF_EPISODES = ("success", "episode_return", "episode_length")  # not a number: no episode ended
 BARS = "▁▂▃▄▅▆▇█"
@@ -116,8 +116,10 @@ class Progress:
         self._measure_speed(int(report["step"]), now_s)
         for name in SHOWN | OF_ACTORS:
             value = float(report.get(name, math.nan))
-            if name in UNLESS_NONE and not value and name not in self._values:
-                continue
+            if name in ADDED_UP and math.isfinite(value):
+                value += self._values.get(name, 0)
+                if not value:
+                    continue
             if math.isfinite(value) or (name in report and name not in OF_EPISODES):
                 counted = name in COUNTS and value.is_integer()
                 self._values[name] = int(value) if counted else value

@@ -161,13 +161,14 @@ def test_actors_have_a_line_of_their_own():
     ]
 
 
-def test_gaps_are_told_from_the_first_one_on():
+def test_gaps_are_added_up_and_told_from_the_first_one_on():
     def row(step, gaps):
         return {"step": step, "lag": 1.0, "gaps": gaps}
 
     assert "gaps" not in screen(80, [row(1, 0.0)])[-1]
     assert "gaps 32" in screen(80, [row(1, 0.0), row(2, 32.0)])[-1]
-    assert "gaps 0" in screen(80, [row(1, 32.0), row(2, 0.0)])[-1]
+    assert "gaps 32" in screen(80, [row(1, 32.0), row(2, 0.0)])[-1]
+    assert "gaps 40" in screen(80, [row(1, 32.0), row(2, 8.0)])[-1]
 
 
 def test_time_goes_on_between_reports():
