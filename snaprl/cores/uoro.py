@@ -33,9 +33,9 @@ from snaprl.cores.walk import (
     Walk,
     Walking,
     dynamics,
-    grad_dtype,
     layers_by_source,
     next_keys,
+    no_gradient,
 )
 
 # Inner products grow with the square of the steps that are taken at once, passes over the estimate
@@ -68,8 +68,13 @@ def _init(cell: UnitwiseCell, params: Params, batch_size: int) -> RankOne:
 
 def _contract(cell: UnitwiseCell, params: Params, factors: RankOne, lambda_: Vector) -> Params:
     del cell, params
-    weight = plain_total((s * x).sum(-1) for s, x in zip(factors.state, lambda_, strict=True))
+    weight = _weight(factors.state, lambda_)
     return jax.tree.map(lambda w: jnp.tensordot(weight, w, 1), factors.params)
+
+
+def _weight(state: Vector, lambda_: Vector) -> Array:
+    """By how much `lambda_ . J` is the params of an estimate with this state: `[..., B]`."""
+    return plain_total((s * x).sum(-1) for s, x in zip(state, lambda_, strict=True))
 
 
 def _advance(cell: UnitwiseCell, params: Params, linearised: Linearised, drawn: Drawn) -> Drawn:
@@ -85,9 +90,7 @@ def _known(
     def piece(state: tuple[Drawn, Params], inputs: tuple) -> tuple[Drawn, Params]:
         (drawn, grads), (linearised, lambda_) = state, inputs
         walked = _walk(cell, params, linearised, drawn)
-        weight = plain_total(
-            (s * x).sum(-1) for s, x in zip(walked.before.state, lambda_, strict=True)
-        )  # [T, B]
+        weight = _weight(walked.before.state, lambda_)  # [T, B]
         kept = (weight * walked.before.kept).sum(0)
         shares = jnp.einsum("tb,tbk->kb", weight, walked.before.shares)
         before = segment.remembered(linearised.resets, drawn.factors.params)
@@ -98,8 +101,8 @@ def _known(
         )
         return walked.after, grads
 
-    nothing = jax.tree.map(lambda p: jnp.zeros(p.shape, grad_dtype(params, lambda_)), params)
-    return _by_pieces(piece, (drawn, nothing), (linearised, lambda_))[1]
+    start = drawn, no_gradient(params, lambda_)
+    return _by_pieces(piece, start, (linearised, lambda_))[1]
 
 
 def _by_pieces(piece: Callable[[PyTree, PyTree], PyTree], carry: PyTree, inputs: PyTree) -> PyTree:
@@ -137,12 +140,10 @@ def _walk(cell: UnitwiseCell, params: Params, linearised: Linearised, drawn: Dra
     met, overlaps = _inner_products(cell, params, linearised, signs, factors.params)
 
     def step(now: _State, inputs: tuple) -> tuple[_State, _State]:
-        t, linearised_t, v, met, overlaps = inputs
+        t, linearised_t, v, size, r1, met, overlaps = inputs
         before = now = where_reset(linearised_t.resets, 0.0, now)
         moved = dynamics(cell, params, linearised_t, now.state)  # D_t s_tm1
-        size = overlaps[:, t]
         r0 = _ratio(now.square, _square(moved))
-        r1 = _ratio(size, _square(v))
         # a share that a reset has made 0 is of a step that may not have been a number
         crossing = jnp.where(now.kept == 0, 0.0, now.kept * met)
         crossing += jnp.where(now.shares == 0, 0.0, now.shares * overlaps).sum(-1)
@@ -161,7 +162,9 @@ def _walk(cell: UnitwiseCell, params: Params, linearised: Linearised, drawn: Dra
         jnp.zeros((streams, steps), dtype),
         _square(jax.tree.leaves(factors.params)),
     )
-    inputs = (jnp.arange(steps), linearised, signs, met, overlaps)
+    sizes = jnp.einsum("tbt->tb", overlaps)  # |v_t I_t|^2
+    ratios = _ratio(sizes, jnp.array(cell.states * cell.features, dtype))  # of v, all signs
+    inputs = (jnp.arange(steps), linearised, signs, sizes, ratios, met, overlaps)
     end, before = segment.scan(step, start, inputs)
     grown = _amount(cell, params, linearised, signs, end, factors.params)
     return _Walked(signs, before, Drawn(key, RankOne(end.state, grown)))
@@ -186,20 +189,21 @@ def _inner_products(
     met, overlaps = [], []
     for names, read, derivatives in layers_by_source(cell):
         source = read(linearised)
-        source = None if source is None else source.astype(signs[0].dtype)
-        alike = None if source is None else _all_with_all(source)
         targets = written_out(vector_block(signs, derivatives(linearised)), signs[0])
-        for name, target in zip(names, targets, strict=True):
-            units = _all_with_all(target)
-            if alike is None or source is None:  # a weight of each unit's own
+        if source is None:  # a weight of each unit's own
+            for name, target in zip(names, targets, strict=True):
                 met.append(jnp.einsum("bn,tbn->tb", w_0[name], target))
-                overlaps.append(units)
-                continue
+                overlaps.append(_all_with_all(target))
+            continue
+        source = source.astype(signs[0].dtype)
+        alike = _all_with_all(source)
+        for name, target in zip(names, targets, strict=True):
             through = jnp.einsum("tbj,bjn->tbn", source, w_0[name]["kernel"])
-            if "bias" in params[name]:
+            has_bias = "bias" in params[name]
+            if has_bias:
                 through += w_0[name]["bias"][None]
             met.append((through * target).sum(-1))
-            overlaps.append((alike + 1 if "bias" in params[name] else alike) * units)
+            overlaps.append((alike + has_bias) * _all_with_all(target))
     return plain_total(met), plain_total(overlaps)
 
 

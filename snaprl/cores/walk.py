@@ -150,15 +150,16 @@ def by_steps(init: Callable, step: Callable, contract: Callable) -> Walk:
             met = contract(cell, params, factors, lambda_tm1)
             return (go(cell, params, drawn, now), jax.tree.map(jnp.add, grads, met)), None
 
-        nothing = jax.tree.map(lambda p: jnp.zeros(p.shape, grad_dtype(params, lambda_)), params)
-        return segment.scan(add, (drawn, nothing), (linearised, lambda_))[0][1]
+        start = drawn, no_gradient(params, lambda_)
+        return segment.scan(add, start, (linearised, lambda_))[0][1]
 
     return Walk(init, advance, known, contract)
 
 
-def grad_dtype(params: Params, lambda_: Vector) -> jnp.dtype:
-    """Of a gradient that an estimate has given."""
-    return jnp.promote_types(segment.influence_dtype(params), lambda_[0].dtype)
+def no_gradient(params: Params, lambda_: Vector) -> Params:
+    """Zeros, of the type of what an estimate gives for `lambda_`."""
+    dtype = jnp.promote_types(segment.influence_dtype(params), lambda_[0].dtype)
+    return jax.tree.map(lambda p: jnp.zeros(p.shape, dtype), params)
 
 
 def next_keys(keys: Array) -> tuple[Array, Array]:

@@ -68,16 +68,14 @@ class HostEnvs:
         try:
             return self._envs.reset(seed=seed)[0]
         except Exception as error:
-            why = _misshapen(self._envs) or f"the environment raised {in_a_line(error)}"
-            raise EnvironmentFailed(why) from error
+            raise self._failed(error) from error
 
     def step(self, action: np.ndarray) -> HostStep:
         """Steps all; in NEXT_STEP mode, those whose episode ended before are reset instead."""
         try:
             observation, reward, terminated, truncated, infos = self._envs.step(action)
         except Exception as error:
-            why = _misshapen(self._envs) or f"the environment raised {in_a_line(error)}"
-            raise EnvironmentFailed(why) from error
+            raise self._failed(error) from error
         reset = self._ended if self.mode == AutoresetMode.NEXT_STEP else np.zeros_like(self._ended)
         # an environment may both end and be cut short in one step: it has ended
         terminated, truncated = terminated & ~reset, truncated & ~terminated & ~reset
@@ -140,6 +138,10 @@ class HostEnvs:
         """Closes the environments."""
         self._envs.close()
 
+    def _failed(self, error: Exception) -> EnvironmentFailed:
+        why = _misshapen(self._envs) or f"the environment raised {in_a_line(error)}"
+        return EnvironmentFailed(why)
+
     def _successes(self, infos: dict[str, Any], ended: np.ndarray) -> np.ndarray:
         """Bool `[B]`: episodes that ended with success."""
         # where the next episode has begun, `infos` is of that one
@@ -190,18 +192,15 @@ def _misshapen(envs: gymnasium.vector.VectorEnv) -> str:
 
 def _misfit(space: gymnasium.Space, value: PyTree, name: str) -> str:
     """How a value's form differs from its space's; or nothing."""
-    parts = getattr(space, "spaces", None)  # of a Dict or a Tuple
-    if parts is None:
+    if not isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
         found, wanted = np.shape(value), space.shape
         if wanted is None or found == wanted:
             return ""
         return f"{name} of shape {found}, where its space says {wanted}"
+    held = isinstance(space, gymnasium.spaces.Dict)
+    parts = space.spaces.items() if held else enumerate(space.spaces)
     try:
-        inner = [(f"{name}/{k}", parts[k], value[k]) for k in _keys(parts)]
+        inner = [(part, value[k], f"{name}/{k}") for k, part in parts]
     except (KeyError, IndexError, TypeError):
         return f"{name} without the parts that its space has"
-    return next((why for k, part, v in inner if (why := _misfit(part, v, k))), "")
-
-
-def _keys(parts: Any) -> list[Any]:
-    return list(parts) if isinstance(parts, dict) else list(range(len(parts)))
+    return next((why for part in inner if (why := _misfit(*part))), "")

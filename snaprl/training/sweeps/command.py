@@ -84,8 +84,8 @@ def _tell_of_metrics(plan: Plan, job: Job) -> None:
     from snaprl.training.sweeps.report import numbers_of
 
     known = numbers_of(runs.read(job.folder)).keys()
-    for key, name in (("metric", plan.metric), ("tune_by", plan.tune_by)):
-        if name and name not in known and (key == "metric" or name != plan.metric):
+    for name, key in {plan.tune_by: "tune_by", plan.metric: "metric"}.items():
+        if name and name not in known:
             _say(f"snaprl: {job.name} reports no {key} = '{name}': {suggest(name, known)}")
 
 
