@@ -71,7 +71,7 @@ class Tail(Protocol):
 NOTHING = segment.Memory(
     init=lambda cell, params, sparsity, batch_size: (),
     advance=lambda cell, params, sparsity, linearised, influence: influence,
-    contract=lambda cell, params, sparsity, influence, lambda_0: None,
+    contract=lambda cell, params, sparsity, influence, lambda_0, anew: None,
     transfer=lambda cell, params, before, after, influence: influence,
 )
 
@@ -173,7 +173,7 @@ def _past(
 ) -> tuple[PyTree, backprop.Contract, PyTree]:
     """What is known of the past, how it meets dL/dh_0, and the influence after the segment."""
     fixed, state, xs = jax.lax.stop_gradient((params, state, xs))
-    past = fixed, sparsity, segment.remembered(resets, state.influence)
+    past = fixed, sparsity, segment.remembered(segment.first(resets), state.influence)
     if _is_general(tail, cell):
 
         def of_numbers(past: PyTree, ct: PyTree) -> Params:
@@ -190,7 +190,7 @@ def _past(
         dtype = segment.influence_dtype(fixed)
         lambda_ = tuple(x.astype(dtype) for x in segment.pack(ct))
         lambda_ = memory.lift(sparsity, lambda_)
-        return memory.contract(view, fixed, sparsity, before, lambda_)
+        return memory.contract(view, fixed, sparsity, before, lambda_, None)
 
     start = segment.initial_state(cell, xs[0])
     linearised = segment.linearise(view, fixed, start, segment.pack(state.hidden), xs, resets)

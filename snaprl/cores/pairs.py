@@ -88,21 +88,27 @@ def advance(
 
 
 def contract(
-    cell: UnitwiseCell, params: Params, sparsity: Sparsity, influence: Vector, lambda_0: Vector
+    cell: UnitwiseCell,
+    params: Params,
+    sparsity: Sparsity,
+    influence: Vector,
+    lambda_0: Vector,
+    anew: Array | None,
 ) -> Params:
     """`sum lambda_0 . J_0` over streams and pairs: lambda is U x `[B, E]`."""
     columns = sparsity.pattern.columns
 
-    def stream(J: Vector, lambda_: Vector) -> Array:
+    def stream(J: Vector, lambda_: Vector, anew: Array | None) -> Array:
         # summed over the pairs of a unit at once: a sum over streams of all pairs would be as large
         # as the influence of one, and be read and written for each
-        return plain_total(
+        met = plain_total(
             _column(x, pairs)[:, None] * _rows(j, jnp.minimum(pairs, len(j) - 1))
             for pairs in columns
             for x, j in zip(lambda_, J, strict=True)
         )
+        return segment.where_reset(anew, 0.0, met)
 
-    by_unit = streams.total(stream, influence, lambda_0)  # [N, L]
+    by_unit = streams.total(stream, influence, lambda_0, anew)  # [N, L]
     return rows.to_tree(cell, params, sparsity, by_unit)
 
 

@@ -201,9 +201,11 @@ def _contract(
     sparsity: Sparsity,
     influence: tuple[Params, ...],
     lambda_0: Vector,
+    anew: Array | None,
 ) -> Params:
     """`lambda_0 . J_0`, summed over streams and units: the second term of (16)."""
     del cell, params, sparsity
+    influence = segment.remembered(anew, influence)
 
     def leaf(*rows: Array) -> Array:
         terms = zip(lambda_0, rows, strict=True)

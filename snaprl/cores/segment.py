@@ -59,7 +59,9 @@ class Memory(NamedTuple):
 
     init: Callable  # (cell, params, sparsity, batch_size) -> influence
     advance: Callable  # (cell, params, sparsity, linearised, influence) -> influence
-    contract: Callable  # (cell, params, sparsity, influence, lambda_0) -> lambda_0 . J_0 or None
+    # (cell, params, sparsity, influence, lambda_0, resets before the first step [B] or None)
+    # -> lambda_0 . J_0 or None
+    contract: Callable
     transfer: Callable  # (cell, params, sparsity, sparsity afterwards, influence) -> influence
     adjoint: "Adjoint | None" = None  # with this one, a step's gradient is lambda_1 . J_1 (3)
     lift: Callable = lambda sparsity, lambda_: lambda_
@@ -95,11 +97,11 @@ def by_adjoint(adjoint: Adjoint, memory: Memory) -> Rule:
         own = memory.adjoint is adjoint
         if own and len(ct_ys) == 1:
             lambda_1 = memory.lift(sparsity, tuple(x[0] for x in lambdas))
-            return memory.contract(cell, params, sparsity, after, lambda_1), lambdas  # (3)
+            return memory.contract(cell, params, sparsity, after, lambda_1, None), lambdas  # (3)
         grads = outer_products(cell, params, linearised, lambdas)
         lambda_0 = lambda_0 if own else memory.lift(sparsity, lambda_0)
-        influence = remembered(linearised.resets, influence)
-        before = memory.contract(cell, params, sparsity, influence, lambda_0)
+        anew = first(linearised.resets)
+        before = memory.contract(cell, params, sparsity, influence, lambda_0, anew)
         return grads if before is None else jax.tree.map(jnp.add, grads, before), lambdas
 
     return Rule(memory.advance, gradient)
@@ -122,14 +124,18 @@ def where_reset(reset: Array | None, replacement: PyTree, tree: PyTree) -> PyTre
     return jax.tree.map(leaf, tree, replacement)
 
 
-def remembered(resets: Array | None, influence: PyTree) -> PyTree:
-    """The influence before a segment, 0 for streams that start anew at its first step."""
+def remembered(anew: Array | None, influence: PyTree) -> PyTree:
+    """The influence before a segment, 0 for the streams `[B]` that start anew at its first step."""
 
     def leaf(x: Array) -> Array:  # keys are no influence
-        number = jnp.issubdtype(x.dtype, jnp.inexact)
-        return where_reset(resets[0], 0.0, x) if number else x  # type: ignore
+        return where_reset(anew, 0.0, x) if jnp.issubdtype(x.dtype, jnp.inexact) else x
 
-    return influence if resets is None else jax.tree.map(leaf, influence)
+    return jax.tree.map(leaf, influence)
+
+
+def first(resets: Array | None) -> Array | None:
+    """The resets `[B]` before the first step, of those `[T, B]` of a segment."""
+    return None if resets is None else resets[0]
 
 
 def masked_trees(

@@ -27,6 +27,7 @@ from snaprl.cores.unitwise import (
     Derivatives,
     UnitwiseCell,
     Vector,
+    computed_once,
     over_units,
     plain_total,
     vector_block,
@@ -101,7 +102,7 @@ def _advance(
 ) -> tuple[Params, ...]:
     """The influence after the segment (13), from the one before it."""
     resets = linearised.resets
-    p, p_0 = _decays(cell, d, linearised)
+    p, p_0 = jax.tree.map(computed_once, _decays(cell, d, linearised))
     gone, gone_0 = segment.gone(resets)
 
     def layers(u: int, names: tuple[str, ...], source: Array, derivative: Block) -> dict[str, Any]:
@@ -109,6 +110,7 @@ def _advance(
         # p_t sigma_t[g], G x [T, B, N]
         arriving = written_out(vector_block(p[u], derivative), p[u][0])
         arriving = segment.where_reset(gone, 0.0, arriving)
+        source, arriving = jax.tree.map(computed_once, (source, arriving))
         return {
             name: {
                 leaf: row(u, leaf, source, target, tuple(tree[name][leaf] for tree in influence))
@@ -178,15 +180,17 @@ def _contract(
     sparsity: Sparsity,
     influence: tuple[Params, ...],
     lambda_0: Vector,
+    anew: Array | None,
 ) -> Params:
     """`lambda_0 . J_0`, summed over streams: the second term of (12)."""
     del cell, params, sparsity
 
-    def stream(influence: tuple[Params, ...], lambda_0: Vector) -> Params:
+    def stream(influence: tuple[Params, ...], lambda_0: Vector, anew: Array | None) -> Params:
         def leaf(*rows: Array) -> Array:
             terms = zip(lambda_0, rows, strict=True)
-            return plain_total(over_units(x, e) * e for x, e in terms)
+            met = plain_total(over_units(x, e) * e for x, e in terms)
+            return segment.where_reset(anew, 0.0, met)
 
         return jax.tree.map(leaf, *influence)
 
-    return streams.total(stream, influence, lambda_0)
+    return streams.total(stream, influence, lambda_0, anew, size=8)

@@ -134,9 +134,18 @@ def joined_layer(params: Params, names: tuple[str, ...]) -> tuple[Array, Array |
     return jnp.concatenate(kernels, axis=-1), bias
 
 
+def computed_once(x: Array) -> Array:
+    """`x`, kept out of the loops that read it.
+
+    XLA's CPU backend fuses elementwise arithmetic into the loop that reads it, even where that loop
+    goes over all weights of a unit and so would repeat what is done per unit as often. It does not
+    fuse a gather, here of every row.
+    """
+    return jnp.take(x, jnp.arange(x.shape[0]), axis=0, mode="clip")
+
+
 def _diagonal(kernel: Array) -> Array:
-    # a gather: XLA's CPU backend would fuse a slice into every loop over the weights
-    units = jnp.arange(kernel.shape[0])
+    units = jnp.arange(kernel.shape[0])  # a gather, for the reason above
     return kernel[units, units]
 
 

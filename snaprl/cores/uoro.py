@@ -93,7 +93,7 @@ def _known(
         weight = _weight(walked.before.state, lambda_)  # [T, B]
         kept = (weight * walked.before.kept).sum(0)
         shares = jnp.einsum("tb,tbk->kb", weight, walked.before.shares)
-        before = segment.remembered(linearised.resets, drawn.factors.params)
+        before = segment.remembered(segment.first(linearised.resets), drawn.factors.params)
         signs = tuple(shares[..., None] * v for v in walked.signs)
         within = segment.outer_products(cell, params, linearised, signs)
         grads = jax.tree.map(
@@ -133,7 +133,7 @@ class _Walked(NamedTuple):
 
 def _walk(cell: UnitwiseCell, params: Params, linearised: Linearised, drawn: Drawn) -> _Walked:
     """One piece of a segment."""
-    factors = segment.remembered(linearised.resets, drawn.factors)
+    factors = segment.remembered(segment.first(linearised.resets), drawn.factors)
     dtype = factors.state[0].dtype
     steps, streams = linearised.h_tm1[0].shape[:2]
     signs, key = _signs(cell, drawn.key, steps, dtype)

@@ -110,9 +110,15 @@ class Walking:
             raise NotImplementedError("a key is needed: `Walking.init`")
 
         def contract(
-            cell: UnitwiseCell, params: Params, sparsity: Sparsity, drawn: Drawn, lambda_0: Vector
+            cell: UnitwiseCell,
+            params: Params,
+            sparsity: Sparsity,
+            drawn: Drawn,
+            lambda_0: Vector,
+            anew: Array | None,
         ) -> Params:
-            return walk.contract(cell, params, drawn.factors, lambda_0)
+            factors = segment.remembered(anew, drawn.factors)
+            return walk.contract(cell, params, factors, lambda_0)
 
         def transfer(cell, params, before, after, influence):
             return influence

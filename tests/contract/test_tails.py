@@ -109,7 +109,7 @@ def test_a_tail_adds_what_its_influence_says_and_nothing_else(cell, tail):
     if tail != SnAp(0):
         # of a stream that starts anew at once, h_0 is not read, and lambda_0 is 0
         lambda_0 = memory.lift(sparsity, pack(tailed.lambda_0(carry)))
-        past = memory.contract(view, params, sparsity, carry.influence, lambda_0)
+        past = memory.contract(view, params, sparsity, carry.influence, lambda_0, None)
         past = {
             k: {j: past[k][j].reshape(p.shape) for j, p in v.items()} for k, v in params.items()
         }
