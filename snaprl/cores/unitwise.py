@@ -139,9 +139,10 @@ def computed_once(x: Array) -> Array:
 
     XLA's CPU backend fuses elementwise arithmetic into the loop that reads it, even where that loop
     goes over all weights of a unit and so would repeat what is done per unit as often. It does not
-    fuse a gather, here of every row.
+    fuse a gather of everything, unless it sees that there is one row only.
     """
-    return jnp.take(x, jnp.arange(x.shape[0]), axis=0, mode="clip")
+    axis = next((k for k, length in enumerate(x.shape) if length > 1), 0)
+    return jnp.take(x, jnp.arange(x.shape[axis]), axis, mode="clip")
 
 
 def _diagonal(kernel: Array) -> Array:
