@@ -20,6 +20,19 @@ def _side_by_side() -> bool:
     return jax.default_backend() != "cpu" or jax.device_count() > 1
 
 
+def computed_once(x: jax.Array) -> jax.Array:
+    """`x`, kept out of the loops that read it.
+
+    XLA's CPU backend fuses elementwise arithmetic into the loop that reads it, even where that loop
+    goes over all weights of a unit and so would repeat what is done per unit as often. It does not
+    fuse a gather of everything, unless it sees that there is one row only.
+    """
+    if _side_by_side():
+        return x
+    axis = next((k for k, length in enumerate(x.shape) if length > 1), 0)
+    return jnp.take(x, jnp.arange(x.shape[axis]), axis, mode="clip")
+
+
 def update(advance: Callable[[Any, Any], Any], state: PyTree, inputs: PyTree) -> PyTree:
     """`advance(state_b, inputs_b)` for every stream b: state `[B, ...]`, inputs `[T, B, ...]`."""
     if _side_by_side():

@@ -27,7 +27,6 @@ from snaprl.cores.unitwise import (
     Derivatives,
     UnitwiseCell,
     Vector,
-    computed_once,
     over_units,
     plain_total,
     vector_block,
@@ -103,7 +102,7 @@ def _advance(
     """The influence after the segment (13), from the one before it."""
     resets = linearised.resets
     p, p_0 = _decays(cell, d, linearised)
-    p_0 = jax.tree.map(computed_once, p_0)
+    p_0 = jax.tree.map(streams.computed_once, p_0)
     gone, gone_0 = segment.gone(resets)
 
     def layers(u: int, names: tuple[str, ...], source: Array, derivative: Block) -> dict[str, Any]:
@@ -112,7 +111,7 @@ def _advance(
         arriving = written_out(vector_block(p[u], derivative), p[u][0])
         arriving = segment.where_reset(gone, 0.0, arriving)
         if len(source) <= SHORT:
-            source, arriving = jax.tree.map(computed_once, (source, arriving))
+            source, arriving = jax.tree.map(streams.computed_once, (source, arriving))
         return {
             name: {
                 leaf: row(u, leaf, source, target, tuple(tree[name][leaf] for tree in influence))
@@ -195,5 +194,5 @@ def _contract(
 
         return jax.tree.map(leaf, *influence)
 
-    lambda_0 = jax.tree.map(computed_once, lambda_0)
+    lambda_0 = jax.tree.map(streams.computed_once, lambda_0)
     return streams.total(stream, influence, lambda_0, anew, size=8)

@@ -134,19 +134,9 @@ def joined_layer(params: Params, names: tuple[str, ...]) -> tuple[Array, Array |
     return jnp.concatenate(kernels, axis=-1), bias
 
 
-def computed_once(x: Array) -> Array:
-    """`x`, kept out of the loops that read it.
-
-    XLA's CPU backend fuses elementwise arithmetic into the loop that reads it, even where that loop
-    goes over all weights of a unit and so would repeat what is done per unit as often. It does not
-    fuse a gather of everything, unless it sees that there is one row only.
-    """
-    axis = next((k for k, length in enumerate(x.shape) if length > 1), 0)
-    return jnp.take(x, jnp.arange(x.shape[axis]), axis, mode="clip")
-
-
 def _diagonal(kernel: Array) -> Array:
-    units = jnp.arange(kernel.shape[0])  # a gather, for the reason above
+    # a gather: XLA's CPU backend would fuse a slice into every loop over the weights
+    units = jnp.arange(kernel.shape[0])
     return kernel[units, units]
 
 
