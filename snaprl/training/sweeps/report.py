@@ -151,6 +151,7 @@ def numbers_of(run: Run) -> dict[str, Any]:
 
 
 def _blocks(entries: Sequence[Entry], plan: Plan | None, output: Path) -> Iterator[Block]:
+    yield from _missing(entries, plan)
     metrics = _metrics(entries, plan)
     chosen = list(entries)
     if plan and len(plan.bases) > len({*plan.bases.values()}):
@@ -181,7 +182,6 @@ def _blocks(entries: Sequence[Entry], plan: Plan | None, output: Path) -> Iterat
         yield Words(
             f"Paths are those of the sweep's folder; `snaprl sweep {SWEEP}` makes all of it."
         )
-    yield from _missing(entries, plan)
 
 
 def _metrics(entries: Sequence[Entry], plan: Plan | None) -> list[str]:
