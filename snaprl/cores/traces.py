@@ -111,7 +111,7 @@ def _advance(
         arriving = written_out(vector_block(p[u], derivative), p[u][0])
         arriving = segment.where_reset(gone, 0.0, arriving)
         if len(source) <= SHORT:
-            source, arriving = jax.tree.map(streams.computed_once, (source, arriving))
+            arriving = jax.tree.map(streams.computed_once, arriving)
         return {
             name: {
                 leaf: row(u, leaf, source, target, tuple(tree[name][leaf] for tree in influence))
