@@ -36,6 +36,7 @@ from snaprl.cores import (
     GradientMethod,
     OnlineRNN,
     SnAp,
+    compiler_options,
     sparsity,
 )
 from snaprl.training.bench import race
@@ -63,7 +64,7 @@ def gradient(
 
         return jax.grad(loss, has_aux=True)(variables["params"])
 
-    compiled = jax.jit(run, donate_argnums=1)
+    compiled = jax.jit(run, donate_argnums=1, compiler_options=compiler_options())
     state = {"carry": carry}
 
     def call() -> Any:
@@ -84,7 +85,7 @@ def plain(units: int, steps: int, streams: int) -> Callable[[], Any]:
     params = rnn.init(key, xs)
     apply: Callable[..., Any] = rnn.apply
     loss: Any = lambda params, xs, w: jnp.vdot(apply(params, xs), w)  # noqa: E731
-    compiled = jax.jit(jax.grad(loss))
+    compiled = jax.jit(jax.grad(loss), compiler_options=compiler_options())
     return lambda: compiled(params, xs, weights)
 
 

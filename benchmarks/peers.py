@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from snaprl.cores import RTRL, OnlineRNN, SnAp
+from snaprl.cores import RTRL, OnlineRNN, SnAp, compiler_options
 from snaprl.training import bench
 
 PyTree = Any
@@ -268,7 +268,8 @@ def serve(pipe: Connection, name: str, case: Case) -> None:
         pipe.recv()
         start = time.perf_counter()
         step, carry = PEERS[name](case, given)
-        loop = jax.jit(program(step, given)).lower(given.params, carry, 1).compile()
+        loop = jax.jit(program(step, given)).lower(given.params, carry, 1)
+        loop = loop.compile(compiler_options())
         compile_s, steps, seconds = time.perf_counter() - start, 1, 0.0
         jax.block_until_ready(loop(given.params, carry, steps))
         while seconds < 0.03:

@@ -1,6 +1,7 @@
 """Recurrent cores, and how gradients travel through time."""
 
 from snaprl.cores.bptt import BPTT
+from snaprl.cores.compiling import compiler_options
 from snaprl.cores.feedback import FeedbackDense
 from snaprl.cores.frozen import Frozen
 from snaprl.cores.kronecker import KFRTRL, OKRTRL
@@ -52,5 +53,6 @@ __all__ = [
     "SparseSimpleCell",
     "Sparsity",
     "StackedCell",
+    "compiler_options",
     "rewire",
 ]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snaprl.cores import BPTT, CoreState, OnlineRNN, SnAp
+from snaprl.cores import BPTT, CoreState, OnlineRNN, SnAp, compiler_options
 
 PyTree = Any
 INPUTS = 64
@@ -71,7 +71,8 @@ def _segment_row(streams: int, rounds: int, units: int = 128, steps: int = 128) 
             carry, ys = apply(params, carry, xs)
             return jnp.vdot(ys, weights), carry
 
-        step = jax.jit(jax.value_and_grad(loss, has_aux=True), donate_argnums=1)
+        grad = jax.value_and_grad(loss, has_aux=True)
+        step = jax.jit(grad, donate_argnums=1, compiler_options=compiler_options())
         state = {"carry": rnn.initialize_carry(key, (streams, INPUTS))}
 
         def run() -> PyTree:
@@ -81,7 +82,8 @@ def _segment_row(streams: int, rounds: int, units: int = 128, steps: int = 128) 
         return run
 
     plain_grad = jax.jit(
-        jax.value_and_grad(lambda params: jnp.vdot(plain_apply(params, xs), weights))
+        jax.value_and_grad(lambda params: jnp.vdot(plain_apply(params, xs), weights)),
+        compiler_options=compiler_options(),
     )
     candidates = {
         "snap1": online(SnAp(order=1)),
@@ -129,7 +131,10 @@ def _step_row(units: int, rounds: int) -> dict[str, Any]:
                 params = jax.tree.map(lambda p, g: p - 1e-6 * g, params, grads)
             return (params, carry), None
 
-        loop = jax.jit(lambda params, carry: jax.lax.scan(body, (params, carry), xs)[0])
+        loop = jax.jit(
+            lambda params, carry: jax.lax.scan(body, (params, carry), xs)[0],
+            compiler_options=compiler_options(),
+        )
         return lambda: loop(params, carry)
 
     zeros = jax.tree.map(jnp.zeros_like, params["cell"])

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from snaprl.agents import Agent, Segment
+from snaprl.cores import compiler_options
 from snaprl.envs import AutoResetEnv
 from snaprl.training.learner import Learner, LearnerState
 from snaprl.training.meters import Chunk
@@ -60,7 +61,8 @@ class DeviceLoop:
         self._streams, self._unroll, self._updates = streams, unroll, updates_per_chunk
         self.steps_per_update = streams * unroll
         self._init = jax.jit(self._init_traced)
-        self._chunk = jax.jit(self._chunk_traced, donate_argnums=0)
+        options = compiler_options()
+        self._chunk = jax.jit(self._chunk_traced, donate_argnums=0, compiler_options=options)
         self._run = Stoppable(self._chunk)
 
     def init(self, key: Array) -> LoopState:

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from snaprl.agents import Agent, Segment
+from snaprl.cores import compiler_options
 from snaprl.training.actors.actor import EPISODES
 from snaprl.training.actors.engine import Engine
 from snaprl.training.actors.order import Order
@@ -84,7 +85,8 @@ class ActorLoop:
         self.exact = engine.exact
         self.knows_success = False
         self._learner = learner
-        self._update = jax.jit(learner.update, donate_argnums=0)
+        options = compiler_options()
+        self._update = jax.jit(learner.update, donate_argnums=0, compiler_options=options)
         self._norm = jax.jit(_norm)
         self._order = Order([0] * actors, window)
         self._ages = Ages(streams)

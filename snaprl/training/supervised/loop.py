@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from snaprl.cores import compiler_options
 from snaprl.training.learner import Learner, LearnerState
 from snaprl.training.meters import Chunk
 from snaprl.training.supervised.model import SequenceModel
@@ -65,7 +66,8 @@ class SupervisedLoop:
         self.steps_per_update = streams * unroll
         self._data = jax.tree.map(jnp.asarray, task.data)
         self._init = jax.jit(self._init_traced)
-        self._chunk = jax.jit(self._chunk_traced, donate_argnums=1)
+        options = compiler_options()
+        self._chunk = jax.jit(self._chunk_traced, donate_argnums=1, compiler_options=options)
         self._run = Stoppable(lambda state, updates: self._chunk(self._data, state, updates))
 
     def init(self, key: Array) -> SupervisedState:

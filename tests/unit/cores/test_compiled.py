@@ -5,27 +5,34 @@ import re
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from snaprl.cores import RFLO, OnlineRNN, SnAp
+from snaprl.cores import RFLO, OnlineRNN, SnAp, compiler_options
 
-UNITS, INPUTS = 8, 5
+UNITS, INPUTS = 6, 5
 ARITHMETIC = re.compile(r" (?:add|subtract|multiply|divide|negate|exponential|tanh|power)\(")
 
 
-def loops(method, steps, streams):
-    """For every fused loop over the recurrent influence, how many operations it does per entry."""
+def lowered(method, steps, streams):
+    """A gradient whose carry is donated, and its arguments."""
     rnn = OnlineRNN(nn.GRUCell(UNITS), method)
     carry = rnn.initialize_carry(jax.random.key(0), (streams, INPUTS))
-    xs, resets = jnp.ones((steps, streams, INPUTS)), jnp.zeros((steps, streams), bool)
+    xs = jax.random.normal(jax.random.key(2), (steps, streams, INPUTS))
+    resets = jax.random.bernoulli(jax.random.key(3), 0.2, (steps, streams))
     variables = rnn.init(jax.random.key(1), carry, xs)
 
     def loss(variables, carry, xs, resets):
         carry, ys = rnn.apply(variables, carry, xs, resets=resets)
         return (ys**2).sum(), carry
 
-    compiled = jax.jit(jax.grad(loss, has_aux=True)).lower(variables, carry, xs, resets).compile()
-    text = str(compiled.as_text())
+    grad = jax.jit(jax.grad(loss, has_aux=True), donate_argnums=1)
+    return grad.lower(variables, carry, xs, resets), (variables, carry, xs, resets)
+
+
+def loops(method, steps, streams):
+    """For every fused loop over the recurrent influence, how many operations it does per entry."""
+    text = str(lowered(method, steps, streams)[0].compile().as_text())
     shape = rf"f32\[{streams},{UNITS},{UNITS}\]"
     return [
         len(ARITHMETIC.findall(body))
@@ -42,3 +49,19 @@ def test_the_influence_is_gone_over_with_two_operations_a_step(method, steps, st
     assert counts, "no loop over the influence was found"
     # (13): the old one times a decay, and a product and a sum for each step
     assert max(counts) <= 2 * steps + 1
+
+
+@pytest.mark.parametrize("steps", [2, 8, 20])
+def test_with_our_options_the_influence_is_replaced_in_place(steps):
+    program, (variables, carry, xs, resets) = lowered(SnAp(), steps, 3)
+    plain, ours = program.compile(), program.compile(compiler_options())
+    copies = re.compile(rf" = f32\[3,{UNITS},{UNITS}\]\S* copy\(")
+    assert copies.search(str(plain.as_text())), "XLA needs to be told no more"
+    assert not copies.search(str(ours.as_text()))
+    ends = []
+    for run in (plain, ours):
+        end = jax.tree.map(jnp.copy, carry)
+        for _ in range(3):
+            grads, end = run(variables, end, xs, resets)
+        ends.append((grads, end))
+    jax.tree.map(np.testing.assert_array_equal, *ends)
