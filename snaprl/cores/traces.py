@@ -195,4 +195,4 @@ def _contract(
         return jax.tree.map(leaf, *influence)
 
     lambda_0 = jax.tree.map(streams.computed_once, lambda_0)
-    return streams.total(stream, influence, lambda_0, anew, size=8)
+    return streams.total(stream, influence, lambda_0, anew, size=32)
