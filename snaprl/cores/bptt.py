@@ -173,11 +173,12 @@ def _past(
 ) -> tuple[PyTree, backprop.Contract, PyTree]:
     """What is known of the past, how it meets dL/dh_0, and the influence after the segment."""
     fixed, state, xs = jax.lax.stop_gradient((params, state, xs))
-    past = fixed, sparsity, segment.remembered(segment.first(resets), state.influence)
+    past = fixed, sparsity, state.influence, segment.first(resets)
     if _is_general(tail, cell):
 
         def of_numbers(past: PyTree, ct: PyTree) -> Params:
-            fixed, sparsity, before = past
+            fixed, sparsity, before, anew = past
+            before = segment.remembered(anew, before)
             lambda_ = general.as_state(ct).astype(before.dtype)
             return general.contract(fixed, sparsity, before, lambda_)
 
@@ -186,11 +187,11 @@ def _past(
     view, memory = unitwise(cell), tail.memory(cell, sparsity)
 
     def contract(past: PyTree, ct: PyTree) -> Params:
-        fixed, sparsity, before = past
+        fixed, sparsity, before, anew = past
         dtype = segment.influence_dtype(fixed)
         lambda_ = tuple(x.astype(dtype) for x in segment.pack(ct))
         lambda_ = memory.lift(sparsity, lambda_)
-        return memory.contract(view, fixed, sparsity, before, lambda_, None)
+        return memory.contract(view, fixed, sparsity, before, lambda_, anew)
 
     start = segment.initial_state(cell, xs[0])
     linearised = segment.linearise(view, fixed, start, segment.pack(state.hidden), xs, resets)

@@ -159,7 +159,7 @@ def _decays(
 ) -> tuple[tuple[Vector, ...], tuple[Vector, ...]]:
     """`p_t = d_T d_{T-1} ... d_{t+1}`, for every step, U x U x `[T, B, N]`, and p_0.
 
-    As if nothing had been reset: what came before a reset is dropped by `_gone`.
+    As if nothing had been reset: what came before a reset is dropped by `segment.gone`.
     """
     like = linearised.h_tm1[0][0]
     none, one = jnp.zeros_like(like), jnp.ones_like(like)

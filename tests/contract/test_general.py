@@ -127,6 +127,19 @@ def test_a_tail_of_order_0_is_no_tail(name, pieces):
 
 
 @CELL
+@pytest.mark.parametrize("tail, pieces", [(SnAp(), 1), (SnAp(), 2), (RTRL(), 2)])
+def test_a_stream_that_starts_anew_forgets_a_tail_that_is_nan(name, tail, pieces):
+    rnn, variables, carry, xs, resets, weights = drawn(name, BPTT(tail=tail, pieces=pieces))
+    resets[0, 0] = True
+    sick = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), carry.influence)
+    found, expected = (
+        gradients(rnn, variables, start, xs, resets, weights, (T,))
+        for start in (carry._replace(influence=sick), carry)
+    )
+    assert_close(found, expected, 0.0)
+
+
+@CELL
 @pytest.mark.parametrize("pieces", [1, 2, 3, 9])
 def test_backpropagation_is_exact_inside_its_segment(name, pieces):
     rnn, variables, carry, *segment = drawn(name, BPTT(pieces=pieces), steps=5)
