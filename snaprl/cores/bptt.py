@@ -19,6 +19,7 @@ import jax
 from snaprl.cores import backprop, general, segment
 from snaprl.cores.cells import is_unitwise, unitwise
 from snaprl.cores.checks import check_method
+from snaprl.cores.resets import at_start, remembered
 from snaprl.cores.types import Array, CoreState, Params, PyTree, Sparsity
 from snaprl.cores.unitwise import (
     Block,
@@ -173,12 +174,12 @@ def _past(
 ) -> tuple[PyTree, backprop.Contract, PyTree]:
     """What is known of the past, how it meets dL/dh_0, and the influence after the segment."""
     fixed, state, xs = jax.lax.stop_gradient((params, state, xs))
-    past = fixed, sparsity, state.influence, segment.first(resets)
+    past = fixed, sparsity, state.influence, at_start(resets)
     if _is_general(tail, cell):
 
         def of_numbers(past: PyTree, ct: PyTree) -> Params:
             fixed, sparsity, before, anew = past
-            before = segment.remembered(anew, before)
+            before = remembered(anew, before)
             lambda_ = general.as_state(ct).astype(before.dtype)
             return general.contract(fixed, sparsity, before, lambda_)
 

@@ -18,7 +18,8 @@ from jax.flatten_util import ravel_pytree
 
 from snaprl.cores import forecast, structure
 from snaprl.cores.readout import readout
-from snaprl.cores.segment import influence_dtype, where_reset
+from snaprl.cores.resets import where_reset
+from snaprl.cores.segment import influence_dtype
 from snaprl.cores.types import Array, CoreState, Params, PyTree, Sparsity
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from snaprl.cores import backprop, checks, forecast, segment
 from snaprl.cores.cells import is_unitwise, unitwise
 from snaprl.cores.masks import Mask, apply_mask
+from snaprl.cores.resets import where_reset
 from snaprl.cores.room import first_pattern
 from snaprl.cores.snap import SnAp
 from snaprl.cores.stand_in import stand_in
@@ -156,7 +157,7 @@ class OnlineRNN(nn.Module):
             hidden, y = segment.step(cell, params, carry.hidden, x, reset)
         else:
             initial = cell.initialize_carry(jax.random.key(0), jnp.shape(x))
-            hidden = segment.where_reset(reset, initial, carry.hidden)
+            hidden = where_reset(reset, initial, carry.hidden)
             hidden, y = backprop.step(cell, params, hidden, x)
         return carry._replace(hidden=hidden), y
 

@@ -21,7 +21,8 @@ import numpy as np
 
 from snaprl.cores import forecast, reach, rows, segment, streams
 from snaprl.cores.reach import Indices, Pattern, Tier
-from snaprl.cores.segment import Linearised, where_reset
+from snaprl.cores.resets import reset_after, where_reset
+from snaprl.cores.segment import Linearised
 from snaprl.cores.types import Array, Params, PyTree, Sparsity
 from snaprl.cores.unitwise import (
     Block,
@@ -106,7 +107,7 @@ def contract(
             for pairs in columns
             for x, j in zip(lambda_, J, strict=True)
         )
-        return segment.where_reset(anew, 0.0, met)
+        return where_reset(anew, 0.0, met)
 
     by_unit = streams.total(stream, influence, lambda_0, anew)  # [N, L]
     return rows.to_tree(cell, params, sparsity, by_unit)
@@ -226,7 +227,7 @@ def _by_segment(
 ) -> Vector:
     """(15b): U x `[E, L]`; P_0 is U x U x `[E, S]`, own is P_t e_i, U x U x `[T, N, S]`."""
     pattern, states = sparsity.pattern, range(cell.states)
-    gone, gone_0 = segment.gone(linearised.resets)
+    gone, gone_0 = reset_after(linearised.resets)
     xs, read, derivatives, own = where_reset(
         gone, 0.0, (linearised.xs, linearised.h_tm1[cell.read], linearised.derivatives, own)
     )

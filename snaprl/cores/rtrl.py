@@ -15,6 +15,7 @@ from snaprl.cores.bptt import BPTT, full_adjoint
 from snaprl.cores.cells import is_unitwise, unitwise
 from snaprl.cores.masks import apply_mask
 from snaprl.cores.method import Remembering
+from snaprl.cores.resets import remembered, where_reset
 from snaprl.cores.types import Array, CoreState, Params, PyTree, Sparsity
 from snaprl.cores.unitwise import (
     Derivatives,
@@ -129,7 +130,7 @@ def _advance(
 
     def step(J_tm1: tuple[Params, ...], inputs: tuple) -> tuple[tuple[Params, ...], None]:
         x_t, read_tm1, derivatives, reset_t = inputs
-        J_tm1 = segment.where_reset(reset_t, 0.0, J_tm1)
+        J_tm1 = where_reset(reset_t, 0.0, J_tm1)
         J_t = []
         for u in range(cell.states):
             through_weights = _dynamics(cell, params, derivatives, u)
@@ -205,7 +206,7 @@ def _contract(
 ) -> Params:
     """`lambda_0 . J_0`, summed over streams and units: the second term of (16)."""
     del cell, params, sparsity
-    influence = segment.remembered(anew, influence)
+    influence = remembered(anew, influence)
 
     def leaf(*rows: Array) -> Array:
         terms = zip(lambda_0, rows, strict=True)

@@ -25,6 +25,7 @@ from flax.typing import Dtype
 
 from snaprl.cores.cells import unitwise
 from snaprl.cores.masks import apply_mask
+from snaprl.cores.resets import at_start, where_reset
 from snaprl.cores.types import Array, CoreState, Params, PyTree, Sparsity
 from snaprl.cores.unitwise import (
     Derivatives,
@@ -100,42 +101,11 @@ def by_adjoint(adjoint: Adjoint, memory: Memory) -> Rule:
             return memory.contract(cell, params, sparsity, after, lambda_1, None), lambdas  # (3)
         grads = outer_products(cell, params, linearised, lambdas)
         lambda_0 = lambda_0 if own else memory.lift(sparsity, lambda_0)
-        anew = first(linearised.resets)
+        anew = at_start(linearised.resets)
         before = memory.contract(cell, params, sparsity, influence, lambda_0, anew)
         return grads if before is None else jax.tree.map(jnp.add, grads, before), lambdas
 
     return Rule(memory.advance, gradient)
-
-
-def where_reset(reset: Array | None, replacement: PyTree, tree: PyTree) -> PyTree:
-    """Puts `replacement` where `reset` is true: by `where`, since 0 x NaN is NaN.
-
-    `reset` has the leading axes of the leaves, `[B]` or `[T, B]`; None resets nothing. A
-    `replacement` of 0.0 serves every leaf.
-    """
-    if reset is None:
-        return tree
-
-    def leaf(x: Array, r: Array | float) -> Array:
-        return jnp.where(reset.reshape(reset.shape + (1,) * (x.ndim - reset.ndim)), r, x)
-
-    if isinstance(replacement, float):
-        return jax.tree.map(lambda x: leaf(x, replacement), tree)
-    return jax.tree.map(leaf, tree, replacement)
-
-
-def remembered(anew: Array | None, influence: PyTree) -> PyTree:
-    """The influence before a segment, 0 for the streams `[B]` that start anew at its first step."""
-
-    def leaf(x: Array) -> Array:  # keys are no influence
-        return where_reset(anew, 0.0, x) if jnp.issubdtype(x.dtype, jnp.inexact) else x
-
-    return jax.tree.map(leaf, influence)
-
-
-def first(resets: Array | None) -> Array | None:
-    """The resets `[B]` before the first step, of those `[T, B]` of a segment."""
-    return None if resets is None else resets[0]
 
 
 def masked_trees(
@@ -148,14 +118,6 @@ def masked_trees(
     """`Memory.transfer` of an influence that is U trees shaped like the parameters."""
     del cell, params, before
     return tuple(apply_mask(tree, after.mask) for tree in influence)
-
-
-def gone(resets: Array | None) -> tuple[Array | None, Array | None]:
-    """For each step `[T, ...]`, and for the segment's start `[...]`: did a reset come after it?"""
-    if resets is None:
-        return None, None
-    since = jax.lax.cummax(resets.astype(jnp.int32), axis=0, reverse=True).astype(bool)
-    return jnp.concatenate([since[1:], jnp.zeros_like(since[:1])]), since[0]
 
 
 def influence_dtype(params: Params) -> jnp.dtype:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from snaprl.cores import recurrence, segment, streams
 from snaprl.cores.masks import apply_mask
+from snaprl.cores.resets import reset_after, where_reset
 from snaprl.cores.types import Array, Params, Sparsity
 from snaprl.cores.unitwise import (
     Block,
@@ -103,13 +104,13 @@ def _advance(
     resets = linearised.resets
     p, p_0 = _decays(cell, d, linearised)
     p_0 = jax.tree.map(streams.computed_once, p_0)
-    gone, gone_0 = segment.gone(resets)
+    gone, gone_0 = reset_after(resets)
 
     def layers(u: int, names: tuple[str, ...], source: Array, derivative: Block) -> dict[str, Any]:
-        source = segment.where_reset(gone, 0.0, source)
+        source = where_reset(gone, 0.0, source)
         # p_t sigma_t[g], G x [T, B, N]
         arriving = written_out(vector_block(p[u], derivative), p[u][0])
-        arriving = segment.where_reset(gone, 0.0, arriving)
+        arriving = where_reset(gone, 0.0, arriving)
         if len(source) <= SHORT:
             arriving = jax.tree.map(streams.computed_once, arriving)
         return {
@@ -122,7 +123,7 @@ def _advance(
 
     def local(u: int) -> dict[str, Any]:
         arriving = written_out(vector_block(p[u], derivatives.local), p[u][0])
-        arriving = segment.where_reset(gone, 0.0, arriving)
+        arriving = where_reset(gone, 0.0, arriving)
         return {
             name: row(u, "bias", None, target, tuple(tree[name] for tree in influence))
             for name, target in zip(cell.local, arriving, strict=True)
@@ -140,7 +141,7 @@ def _advance(
             )
         else:  # one product per gate: joining the gates costs more than it saves
             new = jnp.einsum("tbj,tbk->bjk", source, target)
-        return new + segment.where_reset(gone_0, 0.0, kept)
+        return new + where_reset(gone_0, 0.0, kept)
 
     derivatives, read = linearised.derivatives, linearised.h_tm1[cell.read]
     return tuple(
@@ -159,7 +160,7 @@ def _decays(
 ) -> tuple[tuple[Vector, ...], tuple[Vector, ...]]:
     """`p_t = d_T d_{T-1} ... d_{t+1}`, for every step, U x U x `[T, B, N]`, and p_0.
 
-    As if nothing had been reset: what came before a reset is dropped by `segment.gone`.
+    As if nothing had been reset: what came before a reset is dropped by `reset_after`.
     """
     like = linearised.h_tm1[0][0]
     none, one = jnp.zeros_like(like), jnp.ones_like(like)
@@ -190,7 +191,7 @@ def _contract(
         def leaf(*rows: Array) -> Array:
             terms = zip(lambda_0, rows, strict=True)
             met = plain_total(over_units(x, e) * e for x, e in terms)
-            return segment.where_reset(anew, 0.0, met)
+            return where_reset(anew, 0.0, met)
 
         return jax.tree.map(leaf, *influence)
 

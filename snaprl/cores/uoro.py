@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 
 from snaprl.cores import segment
-from snaprl.cores.segment import Linearised, where_reset
+from snaprl.cores.resets import at_start, remembered, reset_after, where_reset
+from snaprl.cores.segment import Linearised
 from snaprl.cores.types import Array, Params, PyTree
 from snaprl.cores.unitwise import UnitwiseCell, Vector, plain_total, vector_block, written_out
 from snaprl.cores.walk import (
@@ -93,7 +94,7 @@ def _known(
         weight = _weight(walked.before.state, lambda_)  # [T, B]
         kept = (weight * walked.before.kept).sum(0)
         shares = jnp.einsum("tb,tbk->kb", weight, walked.before.shares)
-        before = segment.remembered(segment.first(linearised.resets), drawn.factors.params)
+        before = remembered(at_start(linearised.resets), drawn.factors.params)
         signs = tuple(shares[..., None] * v for v in walked.signs)
         within = segment.outer_products(cell, params, linearised, signs)
         grads = jax.tree.map(
@@ -133,7 +134,7 @@ class _Walked(NamedTuple):
 
 def _walk(cell: UnitwiseCell, params: Params, linearised: Linearised, drawn: Drawn) -> _Walked:
     """One piece of a segment."""
-    factors = segment.remembered(segment.first(linearised.resets), drawn.factors)
+    factors = remembered(at_start(linearised.resets), drawn.factors)
     dtype = factors.state[0].dtype
     steps, streams = linearised.h_tm1[0].shape[:2]
     signs, key = _signs(cell, drawn.key, steps, dtype)
@@ -223,7 +224,7 @@ def _amount(
     """What `end` amounts to, `[B, ...]`."""
     shares = end.shares.T[..., None]
     added = tuple(shares * v for v in signs)
-    gone, _ = segment.gone(linearised.resets)  # a step before a reset may not have been a number
+    gone, _ = reset_after(linearised.resets)  # a step before a reset may not have been a number
     steps = where_reset(gone, 0.0, (linearised._replace(resets=None), added))
     # stream by stream, as a batch of segments of one stream each
     alone = jax.tree.map(lambda x: x[:, :, None], steps)

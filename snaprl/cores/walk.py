@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from snaprl.cores import segment
 from snaprl.cores.bptt import dynamics_transposed
 from snaprl.cores.cells import unitwise
-from snaprl.cores.segment import Linearised, where_reset
+from snaprl.cores.resets import remembered, where_reset
+from snaprl.cores.segment import Linearised
 from snaprl.cores.types import Array, CoreState, Params, PyTree, Sparsity
 from snaprl.cores.unitwise import Block, UnitwiseCell, Vector, dense, total, written_out
 
@@ -117,7 +118,7 @@ class Walking:
             lambda_0: Vector,
             anew: Array | None,
         ) -> Params:
-            factors = segment.remembered(anew, drawn.factors)
+            factors = remembered(anew, drawn.factors)
             return walk.contract(cell, params, factors, lambda_0)
 
         def transfer(cell, params, before, after, influence):

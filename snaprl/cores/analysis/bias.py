@@ -19,7 +19,8 @@ from jax.flatten_util import ravel_pytree
 from snaprl.cores import general
 from snaprl.cores.analysis.patterns import check_exact, existing, influence_pattern
 from snaprl.cores.masks import apply_mask
-from snaprl.cores.segment import influence_dtype, where_reset
+from snaprl.cores.resets import where_reset
+from snaprl.cores.segment import influence_dtype
 from snaprl.cores.types import Array, Params
 
 
