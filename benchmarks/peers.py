@@ -268,8 +268,8 @@ def serve(pipe: Connection, name: str, case: Case) -> None:
         pipe.recv()
         start = time.perf_counter()
         step, carry = PEERS[name](case, given)
-        loop = jax.jit(program(step, given)).lower(given.params, carry, 1)
-        loop = loop.compile(compiler_options())
+        lowered = jax.jit(program(step, given)).lower(given.params, carry, 1)
+        loop = lowered.compile(compiler_options())
         compile_s, steps, seconds = time.perf_counter() - start, 1, 0.0
         jax.block_until_ready(loop(given.params, carry, steps))
         while seconds < 0.03:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from snaprl.cores import RFLO, OnlineRNN, SnAp, compiler_options
+from snaprl.cores.traces import BLOCK
 
 UNITS, INPUTS = 6, 5
 ARITHMETIC = re.compile(r" (?:add|subtract|multiply|divide|negate|exponential|tanh|power)\(")
@@ -51,11 +52,13 @@ def test_the_influence_is_gone_over_with_two_operations_a_step(method, steps, st
     assert max(counts) <= 2 * steps + 1
 
 
-@pytest.mark.parametrize("steps", [2, 8, 20])
-def test_with_our_options_the_influence_is_replaced_in_place(steps):
-    program, (variables, carry, xs, resets) = lowered(SnAp(), steps, 3)
+@pytest.mark.parametrize(
+    "steps, streams", [(2, 3), (8, 3), (20, 3), (8, 2 * BLOCK), (2, BLOCK + 1)]
+)
+def test_with_our_options_the_influence_is_replaced_in_place(steps, streams):
+    program, (variables, carry, xs, resets) = lowered(SnAp(), steps, streams)
     plain, ours = program.compile(), program.compile(compiler_options())
-    copies = re.compile(rf" = f32\[3,{UNITS},{UNITS}\]\S* copy\(")
+    copies = re.compile(rf" = f32\[{streams},{UNITS},{UNITS}\]\S* copy\(")
     assert copies.search(str(plain.as_text())), "XLA needs to be told no more"
     assert not copies.search(str(ours.as_text()))
     ends = []
