@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from snaprl.training import provenance, runs
-from snaprl.training.config import AnyConfig, load, read_toml
+from snaprl.training.config import AnyConfig, absolute, load, read_toml
 from snaprl.training.errors import UserError
 from snaprl.training.schema import Config
 from snaprl.training.supervised.schema import SupervisedConfig
@@ -76,7 +76,7 @@ def _check_made_from(folder: Path, config: AnyConfig, made_from: str | Path) -> 
     Raises:
       UserError: the sentence names the first key in which they differ.
     """
-    other, told = load(made_from), provenance.read(folder)
+    other, told = absolute(load(made_from)), provenance.read(folder)
     if "flags" not in told and told.get("config") == Path(made_from).stem:
         return  # nobody knows what flags changed, so the name has to do
     if type(config) is not type(other):
@@ -132,7 +132,7 @@ def held(folder: Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Any
             raise UserError(
                 f"{path} is not whole, for it has no [{name}]: put back what the run wrote there"
             )
-    return config
+    return absolute(config)  # as the run wrote its own: the same path, told shorter, is no other
 
 
 def differing(one: AnyConfig, other: AnyConfig) -> list[str]:

@@ -190,7 +190,7 @@ def test_copy_is_measured_at_the_level_it_reached(straight, snaprl):
     assert snaprl("evaluate", straight / "run")[1] == out
 
 
-def test_characters_are_learnt_and_measured_on_whole_splits(tmp_path, snaprl):
+def test_characters_are_learnt_and_measured_on_whole_splits(tmp_path, snaprl, monkeypatch):
     text = tmp_path / "wall.txt"
     text.write_text(TEXT)
     task = written(tmp_path, CHARLM.format(path=text, steps=40_000, each=2000))
@@ -200,6 +200,12 @@ def test_characters_are_learnt_and_measured_on_whole_splits(tmp_path, snaprl):
     found = json.loads(snaprl("evaluate", tmp_path / "run")[1].splitlines()[-1])
     assert found["eval_test_bits_per_char"] < found["reference_bigram.bits_per_char"]
     assert found["eval_valid_bits_per_char"] < found["reference_unigram.bits_per_char"] - 1
+
+    # on, by what was typed: a path that is told from here is the same one, in a file or as a flag
+    monkeypatch.chdir(tmp_path)
+    here = written(tmp_path, CHARLM.format(path=text.name, steps=40_000, each=2000))
+    told = ("train", here, "--run-dir", "run", "--resume", "--task.kwargs.path", text.name)
+    assert snaprl(*told, "--steps", "42000")[0] == 0
 
     # the text is part of the run: a changed one is refused, in one sentence
     text.write_text(TEXT.replace("green", "gröön"))
