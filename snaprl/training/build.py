@@ -231,11 +231,11 @@ def network(config: Config) -> NetworkConfig:
     """
     a = config.agent
     try:
-        pattern, told = parts.sparsity_of(a)
+        cell, (pattern, told) = parts.cell_maker(a), parts.sparsity_of(a)
     except UserError as error:
         raise UserError(f"agent.{error}") from error
     net = NetworkConfig(
-        cell=parts.cell_class(a.cell),
+        cell=cell,
         features=a.features,
         method=parts.make_method(a.method),
         pattern=pattern,

@@ -1,5 +1,6 @@
 """Lines, their bands and their names: what a learning curve looks like."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,6 +43,7 @@ def draw(
     x_label: str,
     y_label: str,
     unit_range: bool,
+    whole: bool,
     chance: float | None,
 ) -> "Figure":
     """Draws curves, each named at its end.
@@ -52,6 +54,7 @@ def draw(
         x_label: What a step is.
         y_label: What is measured.
         unit_range: Whether what is measured lies between 0 and 1.
+        whole: Whether it is counted.
         chance: Height of the chance level's line, if there is to be one.
     """
     # a figure of its own instead of pyplot's, which would pick a screen and remember everything
@@ -75,6 +78,7 @@ def draw(
         ends.append(End("chance", chance, GREY, "--"))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.locator_params(axis="x", nbins=6)
+    axes.locator_params(axis="y", integer=whole)
     axes.set_xlabel(x_label, color=INK, fontsize=11)
     axes.set_ylabel(y_label, color=INK, fontsize=11)
     axes.set_title(title, loc="left", color=INK, fontsize=12, pad=12)
@@ -96,7 +100,9 @@ def _name_ends(axes: "Axes", ends: Sequence[End]) -> None:
     """Writes names to the right of the lines' ends, pushed apart where they would overlap."""
     pt_per_pixel = 72 / axes.figure.dpi
     heights = [axes.transData.transform((0, end.height))[1] * pt_per_pixel for end in ends]
-    places = spread(heights, LABEL_GAP_PT)
+    # none below the axis, where the numbers of the steps are
+    floor = axes.transAxes.transform((0, 0))[1] * pt_per_pixel
+    places = spread(heights, LABEL_GAP_PT, floor)
     for end, height, place in zip(ends, heights, places, strict=True):
         leader = {"arrowstyle": "-", "color": end.colour, "linestyle": end.dash, "linewidth": 1.2}
         axes.annotate(
@@ -128,13 +134,17 @@ def _caption(axes: "Axes", curves: Mapping[str, Curve]) -> None:
     )
 
 
-def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Moves places apart to at least `gap`; those that touch stay around their common middle."""
+def spread(places: Sequence[float], gap: float, floor: float = -math.inf) -> list[float]:
+    """Moves places apart to at least `gap`; those that touch stay around their common middle.
+
+    None ends below `floor`, which may push all of them up.
+    """
     order = sorted(range(len(places)), key=places.__getitem__)
     rows: list[list[int]] = []  # of indices that stand side by side, lowest first
 
     def low(row: list[int]) -> float:
-        return sum(places[index] for index in row) / len(row) - gap * (len(row) - 1) / 2
+        middle = sum(places[index] for index in row) / len(row)
+        return max(floor, middle - gap * (len(row) - 1) / 2)
 
     for index in order:
         row = [index]

@@ -1,5 +1,6 @@
 """Names in config files and what they stand for: the one place where a string picks code."""
 
+import functools
 import importlib
 import inspect
 import re
@@ -30,7 +31,11 @@ CELLS = {  # name -> module, cell
     "elstm": ("snaprl.cores", "ELSTMCell"),
     "lru": ("snaprl.cores", "LRUCell"),
     "rtu": ("snaprl.cores", "RTUCell"),
+    "sparse_simple": ("snaprl.cores", "SparseSimpleCell"),
+    "sparse_gru": ("snaprl.cores", "SparseGRUCell"),
+    "sparse_lstm": ("snaprl.cores", "SparseLSTMCell"),
 }
+COMPRESSED = ("sparse_simple", "sparse_gru", "sparse_lstm")  # made of `fan_in` weights per unit
 _PLAIN = {  # name -> method of snaprl.cores without arguments
     "rtrl": "RTRL",
     "bptt": "BPTT",
@@ -93,6 +98,23 @@ def cell_class(name: str) -> "type[nn.RNNCellBase]":
         made = f"{own.__name__}(features, param_dtype=...)"
         raise UserError(f"cell '{name}' must be made as flax's are, {made}: {error}") from error
     return own
+
+
+def cell_maker(core: "AgentConfig | ModelConfig") -> "Callable[..., nn.RNNCellBase]":
+    """What makes a config's cell of `features` and, where it is told, `param_dtype`.
+
+    Raises:
+        UserError: There is no such cell, or it needs a `fan_in` that the config does not have.
+    """
+    make: Any = cell_class(core.cell)
+    if core.cell not in COMPRESSED:
+        return make
+    if not 0 < core.fan_in <= core.features:
+        raise UserError(
+            f"fan_in {core.fan_in}: a unit of the cell '{core.cell}' reads some of its "
+            f"{core.features} units, so give 1 to {core.features}"
+        )
+    return functools.partial(make, fan_in=core.fan_in)
 
 
 def wrapper(name: str) -> "Callable[[gymnasium.Env], gymnasium.Env]":
@@ -233,6 +255,8 @@ def sparsity_of(core: "AgentConfig | ModelConfig") -> "tuple[Pattern | None, str
         return make_pattern(named.name, named.kwargs), f"sparsity '{named.name}' {named.kwargs}"
     if named.name != "dense" or named.kwargs:
         raise UserError(f"fan_in {core.fan_in} and sparsity '{named.name}': give one of them")
+    if core.cell in COMPRESSED:  # nothing is left to be masked
+        return None, f"fan_in {core.fan_in}"
     return make_pattern("fixed_fan_in", {"fan_in": core.fan_in}), f"fan_in {core.fan_in}"
 
 

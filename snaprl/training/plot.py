@@ -69,6 +69,7 @@ def plot(
         x_label="tokens" if tokens else "environment steps",
         y_label=METRIC_WORDS.get(metric, metric.replace("_", " ")),
         unit_range=metric in ("success", "eval_success"),
+        whole=metric == "level",
         chance=chance,
     )
     return _save(drawing, _stem(places, None if output is None else Path(output)))

@@ -35,6 +35,9 @@ CELL_WORDS = {
     "elstm": "eLSTM",
     "lru": "LRU",
     "rtu": "RTU",
+    "sparse_simple": "sparse simple RNN",
+    "sparse_gru": "sparse GRU",
+    "sparse_lstm": "sparse LSTM",
 }
 UNSAID = {"env.wrappers": []}  # what is not worth a word where all runs have it
 METHOD_WORDS = {

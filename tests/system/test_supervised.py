@@ -289,6 +289,13 @@ def test_a_wrong_file_is_refused(snaprl, tmp_path, text, sentence):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_that_ends_before_its_first_target_is_whole_all_the_same(snaprl, tmp_path):
+    task = written(tmp_path, "[task]\nname = 'adding'\nkwargs = { length = 2000 }")
+    flags = ("--model.features", "2", "--training.steps", "8000", "--training.streams", "8")
+    code, out, _ = snaprl("train", task, "--run-dir", tmp_path / "run", *flags)
+    assert (code, "step 8,000, no curve: name a metric" in out) == (0, True)
+
+
 def test_episodes_are_refused(straight, snaprl):
     code, _, err = snaprl("evaluate", straight / "run", "--episodes", 3)
     assert (code, err.startswith("snaprl: --episodes is for agents")) == (2, True)

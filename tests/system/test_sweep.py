@@ -108,21 +108,23 @@ def test_what_cannot_be_built_is_said_before_anything_runs(snaprl, tmp_path):
     code, out, err = snaprl("sweep", sweep, "--folder", tmp_path / "runs")
     assert (code, out) == (2, "")
     assert err.startswith("snaprl: run 'bptt': model.fan_in 99")
+    sweep.write_text(SWEEP.replace("per_char", "per_chr"))
+    code, out, err = snaprl("sweep", sweep, "--folder", tmp_path / "runs")
+    sentence = "snaprl: no run measures metric = 'eval_bits_per_chr': did you mean 'eval_bits_per_"
+    assert (code, out, err.startswith(sentence)) == (2, "", True), err
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_that_fails_does_not_keep_the_others_from_running(snaprl, tmp_path):
     (tmp_path / "base.toml").write_text(BASE)
     sweep = tmp_path / "s.toml"
-    text = SWEEP.replace("per_char", "per_chr") + "optimizer.learning_rate = 3e38\n"
+    text = SWEEP.replace("eval_bits_per_char", "bits_per_chr") + "optimizer.learning_rate = 3e38\n"
     sweep.write_text(text + "optimizer.name = 'sgd'\noptimizer.max_grad_norm = 3e38\n")
     code, _, err = snaprl("sweep", sweep, "--folder", tmp_path / "runs", "--jobs", 2)
     assert code == 1
     assert re.search(r"bptt, seed 0: failed, snaprl: training stopped, for .* became NaN", err), err
     assert "frozen, seed 0: done in" in err
-    assert (
-        "frozen reports no metric = 'eval_bits_per_chr': did you mean 'eval_bits_per_char'" in err
-    )
+    assert "frozen reports no metric = 'bits_per_chr': did you mean 'bits_per_char'" in err
     assert "Not there yet: bptt, seed 0" in (tmp_path / "runs" / "report.md").read_text()
 
 

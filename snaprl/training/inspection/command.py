@@ -27,12 +27,13 @@ TEXTS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the three pictures to the command's parser, each as a command of its own."""
+    cells = [name for name in parts.CELLS if name not in parts.COMPRESSED]
     pictures = parser.add_subparsers(required=True, metavar="PICTURE", dest="picture")
     for name, text in TEXTS.items():
         picture = pictures.add_parser(name, help=text, description=text, allow_abbrev=False)
         add = picture.add_argument
         add("run", type=Path, nargs="?", metavar="RUN", help="a run's folder; none: a random core")
-        add("--cell", help=f"of a random core: {', '.join(parts.CELLS)} ({DEFAULTS['cell']})")
+        add("--cell", help=f"of a random core: {', '.join(cells)} ({DEFAULTS['cell']})")
         add("--units", type=int, help=f"of a random core ({DEFAULTS['units']})")
         add("--inputs", type=int, help=f"of a random core ({DEFAULTS['inputs']})")
         add("--fan-in", type=int, help="units that a unit of a random core reads (all)")

@@ -1,5 +1,6 @@
 """Patterns as rasters, numbers over time as lines, in the style of the learning curves."""
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 NEVER, BEFORE, NEW = "#EFEFEF", COLOURS[0], COLOURS[1]
 FONT_PT = 10.5
+NAME_WIDTH = 44  # characters, of a line's name
 MOST_CELLS = 32  # units up to which a pattern is drawn with a grid
 
 
@@ -156,9 +158,13 @@ def _name_ends(axes: "Axes", panel: Panel) -> None:
     pt_per_pixel = 72 / axes.figure.dpi
     ends = [float(line.mean[-1]) for line in panel.lines.values()]
     heights = [axes.transData.transform((0, end))[1] * pt_per_pixel for end in ends]
-    places = figure.spread(heights, figure.LABEL_GAP_PT)
+    # lines that are one have all their names
+    names = [textwrap.fill(name, NAME_WIDTH) for name in panel.lines]
+    gap = figure.LABEL_GAP_PT * max(1 + name.count("\n") for name in names)
+    floor = axes.transAxes.transform((0, 0))[1] * pt_per_pixel
+    places = figure.spread(heights, gap, floor)
     leader = {"arrowstyle": "-", "linewidth": 1.2, "shrinkA": 2, "shrinkB": 3, "relpos": (0, 0.5)}
-    named = zip(_looks(), panel.lines, ends, heights, places, strict=False)
+    named = zip(_looks(), names, ends, heights, places, strict=False)
     for look, name, end, height, place in named:
         axes.annotate(
             name,

@@ -57,7 +57,11 @@ def random(
     Raises:
         UserError: There is no such cell, or it has no `fan_in` units to read.
     """
-    cell = _cell(cell_name, units)
+    if cell_name in parts.COMPRESSED:
+        dense = cell_name.removeprefix("sparse_")
+        raise UserError(f"--cell {cell_name}: its influence is that of --cell {dense} --fan-in K")
+    make: Any = parts.cell_class(cell_name)
+    cell = make(units)
     recurrent = unitwise(cell).recurrent
     mask = {}
     if fan_in:
@@ -123,12 +127,7 @@ def _core(
     held = variables["params"].get("core", {})
     if "cell" not in held:
         raise UserError(f"the core of {folder} is not one cell, so it cannot be inspected")
-    cell = _cell(config.cell, config.features)
+    cell = parts.cell_maker(config)(config.features)
     params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), dict(held["cell"]))
     mask = variables.get("sparsity", {}).get("core", {}).get("cell", {})
     return cell, params, jax.tree.map(np.asarray, dict(mask))
-
-
-def _cell(name: str, units: int) -> nn.RNNCellBase:
-    make: Any = parts.cell_class(name)
-    return make(units)

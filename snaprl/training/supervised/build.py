@@ -78,14 +78,19 @@ def make_model(config: SupervisedConfig, task: Task) -> SequenceModel:
             f"model.embedding is {m.embedding}, but the task {config.task.name} reads numbers, not "
             "symbols: leave it out"
         )
+    if m.input_fan_in and m.cell in parts.COMPRESSED:
+        raise UserError(
+            f"model.input_fan_in {m.input_fan_in}: the cell '{m.cell}' reads all of its inputs, so "
+            "leave it out"
+        )
     try:
-        pattern, told = parts.sparsity_of(m)
+        cell, (pattern, told) = parts.cell_maker(m), parts.sparsity_of(m)
     except UserError as error:
         raise UserError(f"model.{error}") from error
     model = SequenceModel(
         inputs=task.inputs,
         targets=task.targets,
-        cell=parts.cell_class(m.cell),
+        cell=cell,
         features=m.features,
         layers=m.layers,
         method=parts.make_method(m.method),

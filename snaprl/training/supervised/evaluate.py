@@ -1,5 +1,6 @@
 """Evaluation of a trained model: whole splits, or fresh streams, with a state that is carried."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ class Evaluator:
         Args:
           model: what is measured.
           task: what it is measured on.
-          steps: tokens to read where an exam has no end.
+          steps: tokens to read where an exam has no end; more, where none has a target by then.
         """
         # every method has the same forward pass, and this one remembers nothing beside it
         self._model, self._task, self._steps = model.clone(method=BPTT()), task, steps
@@ -60,8 +61,7 @@ class Evaluator:
         result = {}
         for name, exam in self._task.exams.items():
             sums = self._take(exam, variables, shared, key, stop)
-            prefix = f"eval_{name}_" if name else "eval_"
-            result |= {prefix + key: value for key, value in meters.of_targets(sums).items()}
+            result |= {_called(name, key): value for key, value in meters.of_targets(sums).items()}
         return result
 
     def _take(
@@ -76,7 +76,12 @@ class Evaluator:
         chunk = max(1, CHUNK // exam.streams)
         whole, rest = divmod(wanted, chunk)
         sums = dict.fromkeys(Totals._fields, 0.0)  # in 64 bits, for splits may be long
-        for length in [chunk] * whole + [rest] * (rest > 0):
+        lengths = [chunk] * whole + [rest] * (rest > 0)
+        # what is asked for may end within the first sequence, before its target
+        later = itertools.repeat(chunk) if exam.steps is None else ()
+        for count, length in enumerate(itertools.chain(lengths, later)):
+            if count >= len(lengths) and sums["targets"]:
+                break
             if stop():
                 raise Stopped
             streams, state, news = self._read(variables, shared, data, streams, state, steps=length)
@@ -100,3 +105,13 @@ class Evaluator:
         streams, piece = self._task.draw(data, streams, shared, steps)
         state, outputs = apply(variables, state, piece.inputs, piece.first)
         return streams, state, totals(self._model.targets, outputs, piece)
+
+
+def numbers(task: Task) -> set[str]:
+    """What an `Evaluator` of a task says, by name."""
+    of_symbols = {"bits_per_char", "accuracy"} if isinstance(task.targets, Symbols) else set()
+    return {_called(name, key) for name in task.exams for key in {"loss"} | of_symbols}
+
+
+def _called(exam: str, number: str) -> str:
+    return f"eval_{exam}_{number}" if exam else f"eval_{number}"

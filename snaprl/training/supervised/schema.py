@@ -30,7 +30,8 @@ class ModelConfig:
     """The network, and how its core learns through time."""
 
     # recurrent cell: simple, gru, mgu, lstm, optimized_lstm, layer_norm_gru, layer_norm_lstm,
-    # indrnn, elstm, lru or rtu; or one of yours, "module:Class"
+    # indrnn, elstm, lru or rtu; sparse_simple, sparse_gru or sparse_lstm, which hold fan_in weights
+    # per unit and no more; or one of yours, "module:Class"
     cell: Annotated[str, Named(parts.check_cell)] = "gru"
     # units of the cell
     features: Count = 128

@@ -132,8 +132,10 @@ def _check_builds(plan: Plan) -> dict[str, Mapping[str, str]]:
         What the checkpoints of each belong to, such as a text.
     """
     from snaprl.training.loops import prepare
+    from snaprl.training.supervised.build import SupervisedBuilt
+    from snaprl.training.supervised.evaluate import numbers
 
-    facts = {}
+    facts, measured, agents = {}, set(), False
     for job in {job.name: job for job in plan.jobs}.values():
         try:
             built, loop = prepare(job.config)
@@ -141,6 +143,13 @@ def _check_builds(plan: Plan) -> dict[str, Mapping[str, str]]:
             raise UserError(f"run '{job.name}': {error}") from error
         loop.close()
         facts[job.name] = built.facts
+        if isinstance(built, SupervisedBuilt):
+            measured |= numbers(built.task)
+        else:  # of an environment it is known once it has played
+            agents = True
+    for key, name in {"metric": plan.metric, "tune_by": plan.tune_by}.items():
+        if name and name.startswith("eval_") and name not in measured and not agents:
+            raise UserError(f"no run measures {key} = '{name}': {suggest(name, measured)}")
     return facts
 
 

@@ -29,6 +29,8 @@ from snaprl.training.schema import (
     SparsityConfig,
     TrainingConfig,
 )
+from snaprl.training.supervised.build import build as build_supervised
+from snaprl.training.supervised.schema import ModelConfig, SupervisedConfig, TaskConfig
 from snaprl.training.updates import most_at_once, until_report
 
 
@@ -202,6 +204,20 @@ def test_a_pattern_of_recurrent_weights(name, shared):
     assert fan_in == network(Config(agent=AgentConfig(features=8, sparsity=named))).core().mask
 
 
+@pytest.mark.parametrize("cell", parts.COMPRESSED)
+def test_a_cell_of_few_weights_has_as_many_as_the_config_says(cell):
+    core = network(Config(agent=AgentConfig(cell=cell, features=8, fan_in=3))).core()
+    assert core.mask is None
+    assert (core.cell.features, core.cell.fan_in) == (8, 3)
+    model = ModelConfig(cell=cell, features=8, fan_in=3, layers=2)
+    built = build_supervised(SupervisedConfig(task=TaskConfig("copy"), model=model))
+    assert [layer.fan_in for layer in built.model.make_core().cells] == [3, 3]
+    for wrong in (0, 9):
+        sentence = rf"agent.fan_in {wrong}: .* '{cell}' reads some of its 8 units, so give 1 to 8$"
+        with pytest.raises(UserError, match=sentence):
+            network(Config(agent=AgentConfig(cell=cell, features=8, fan_in=wrong)))
+
+
 NOT_PATTERNS = {
     "two": (
         AgentConfig(fan_in=3, sparsity=SparsityConfig("uniform", {"density": 0.5})),
@@ -224,6 +240,10 @@ NOT_PATTERNS = {
     "size": (
         SparsityConfig("block", {"density": 0.5, "block_size": 3}),
         "blocks of 3 x 3 do not f",
+    ),
+    "both, few weights": (
+        AgentConfig(cell="sparse_gru", fan_in=3, sparsity=SparsityConfig("uniform")),
+        "give one",
     ),
     "name": (SparsityConfig("unifrom"), "there is no pattern 'unifrom': did you mean 'uniform'"),
 }

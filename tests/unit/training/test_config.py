@@ -257,7 +257,8 @@ IN_FILE = [
     (
         "agent.cell = 'gro'",
         "'agent.cell' in {}: there is no cell 'gro': did you mean 'gru', or one of elstm, "
-        "indrnn, layer_norm_gru, layer_norm_lstm, lru, lstm, mgu, optimized_lstm, rtu, simple?",
+        "indrnn, layer_norm_gru, layer_norm_lstm, lru, lstm, mgu, optimized_lstm, rtu, simple, "
+        "sparse_gru, sparse_lstm, sparse_simple?",
     ),
     (
         "agent.method = 'snap01'",

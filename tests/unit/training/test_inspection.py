@@ -230,6 +230,14 @@ def test_lines_are_averaged_in_pieces_and_methods_that_agree_share_one():
     assert list(numbers._alike(found)) == ["a, c", "b"]
 
 
+def test_many_names_of_one_line_are_written_in_several():
+    names = ", ".join(f"BPTT (window {k})" for k in range(9))
+    panel = pictures.Panel("share", {names: pictures.Line.of(np.ones((4, 1)))})
+    (axes,) = pictures.lines([panel], "title", "caption").axes
+    (written,) = [text for text in axes.texts if "window 8" in text.get_text()]
+    assert max(map(len, written.get_text().split("\n"))) <= pictures.NAME_WIDTH
+
+
 @pytest.mark.parametrize("units", [2, 40])
 def test_patterns_of_few_and_of_many_units(units):
     entered = np.repeat(np.arange(units), 3)
@@ -286,6 +294,10 @@ REFUSED = {
     "gain": (["bias", "--gain", "nan"], "--gain is nan: give a number above 0"),
     "order": (["bias", "--orders", "2", "0"], "--orders has 0: bias takes 1 or more"),
     "cell": (["bias", "--cell", "gruu"], "there is no cell 'gruu': did you mean 'gru', .*"),
+    "few weights": (
+        ["pattern", "--cell", "sparse_gru"],
+        "--cell sparse_gru: its influence is that of --cell gru --fan-in K",
+    ),
     "many": (
         [*["pattern", "--units", "5"], *["--fan-in", "6"]],
         "--fan-in: fan_in is 6, but a kernel of shape .5, 5. has 5 inputs; use a smaller fan_in",

@@ -304,6 +304,19 @@ def test_names_are_pushed_apart_in_order_and_no_further_than_needed(heights, gap
     assert sum(places) == pytest.approx(sum(heights), abs=1e-6)
     far_apart = [100.0 * i for i in range(len(heights))]
     assert figure.spread(far_apart, gap) == far_apart
+    # up from the floor, those that would lie below it alone
+    raised = figure.spread(heights, gap, 50)
+    assert min(raised, default=50) >= 50
+    for low, high in zip(order, order[1:], strict=False):
+        assert raised[high] - raised[low] >= gap * (1 - 1e-9)
+    if min(places, default=50) >= 50:
+        assert raised == places
+
+
+def test_levels_are_counted_in_whole_numbers(run, drawn):
+    plot([run(method("snap1"), rising(3, 3, 4, 5, name="level"))])
+    (axes,) = figure.draw(**drawn).axes
+    assert all(tick == round(tick) for tick in axes.get_yticks())
 
 
 def test_nothing_global_is_touched_and_matplotlib_waits_until_it_is_needed(run):

@@ -18,7 +18,7 @@ from snaprl.training.errors import UserError
 from snaprl.training.learner import make_learner
 from snaprl.training.supervised import loop as loops
 from snaprl.training.supervised.build import build, optimizer
-from snaprl.training.supervised.evaluate import Evaluator
+from snaprl.training.supervised.evaluate import Evaluator, numbers
 from snaprl.training.supervised.loop import SupervisedLoop
 from snaprl.training.supervised.loss import make_loss, totals
 from snaprl.training.supervised.model import SequenceModel, parameter_count
@@ -252,8 +252,19 @@ def test_numbers_have_a_loss_and_nothing_else():
     assert chunk.episodes["targets"] == B * 4  # four sequences of each stream
     evaluate = Evaluator(loop._model, task, steps=512)
     evaluated = evaluate(state.learner.variables, (), jax.random.key(0))
-    assert evaluated.keys() == {"eval_loss"}
+    assert evaluated.keys() == numbers(task) == {"eval_loss"}
     assert evaluated["eval_loss"] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"), [("adding", {"length": 200}), ("copy", {"start_level": 99})]
+)
+def test_an_evaluation_goes_on_to_the_first_target(name, kwargs):
+    task = made(name, **kwargs)
+    model = model_for(task, features=2)
+    variables, _ = start(model, drawn(task, steps=2, streams=B))
+    found = Evaluator(model, task, steps=64)(variables, task.shared, jax.random.key(0))
+    assert found.keys() == numbers(task)
 
 
 def test_the_learner_is_the_agents_and_nothing_here_takes_a_gradient():
