@@ -1,6 +1,5 @@
 """Evaluation of a trained model: whole splits, or fresh streams, with a state that is carried."""
 
-import itertools
 from typing import Any
 
 import jax
@@ -74,16 +73,13 @@ class Evaluator:
         streams = self._task.init(data, task_key, exam.streams)
         wanted = -(-self._steps // exam.streams) if exam.steps is None else exam.steps
         chunk = max(1, CHUNK // exam.streams)
-        whole, rest = divmod(wanted, chunk)
-        sums = dict.fromkeys(Totals._fields, 0.0)  # in 64 bits, for splits may be long
-        lengths = [chunk] * whole + [rest] * (rest > 0)
+        sums, read = dict.fromkeys(Totals._fields, 0.0), 0  # in 64 bits, for splits may be long
         # what is asked for may end within the first sequence, before its target
-        later = itertools.repeat(chunk) if exam.steps is None else ()
-        for count, length in enumerate(itertools.chain(lengths, later)):
-            if count >= len(lengths) and sums["targets"]:
-                break
+        while read < wanted or (exam.steps is None and not sums["targets"]):
             if stop():
                 raise Stopped
+            length = min(chunk, wanted - read) if read < wanted else chunk
+            read += length
             streams, state, news = self._read(variables, shared, data, streams, state, steps=length)
             for name, value in news._asdict().items():
                 sums[name] += float(value)
