@@ -18,7 +18,7 @@ import jax
 
 from snaprl.cores import backprop, general, segment
 from snaprl.cores.cells import is_unitwise, unitwise
-from snaprl.cores.checks import check_method
+from snaprl.cores.checks import check_method, check_whole
 from snaprl.cores.resets import at_start, remembered
 from snaprl.cores.types import Array, CoreState, Params, PyTree, Sparsity
 from snaprl.cores.unitwise import (
@@ -103,8 +103,7 @@ class BPTT:
                     f"tail is {self.tail!r}, which carries nothing from segment to segment; a tail "
                     "is a method with an influence, such as SnAp(order=1)"
                 )
-        if not isinstance(self.pieces, int) or self.pieces < 1:
-            raise ValueError(f"BPTT(pieces={self.pieces}): a segment has 1, 2, ... pieces")
+        check_whole(self, "pieces", least=1)
 
     def pattern(
         self, cell: nn.RNNCellBase, params: Params, mask: Params, inputs: Array, like: PyTree = ()

@@ -1,7 +1,8 @@
 """How much memory an influence will take, said before it is made."""
 
+import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,14 @@ def check(
       params: the cell's, or their shapes.
       mask: 0/1 arrays shaped like some of them.
     """
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(influence))
-    view = unitwise(cell) if is_unitwise(cell) else None
-    _check(size, streams, view, params, mask, _order(method))
+    size = _bytes(influence)
+    _check(size, streams, lambda room: _ways(method, cell, params, mask, size, streams, room))
+
+
+def check_layers(influences: Sequence[PyTree], streams: int) -> None:
+    """Raises ValueError where those of all layers of a stack do not fit together."""
+    size = sum(_bytes(influence) for influence in influences)
+    _check(size, streams, lambda room: "", f"the influences of {len(influences)} layers take")
 
 
 def check_pairs(cell: UnitwiseCell, params: Params, mask: Params, order: int | None) -> None:
@@ -53,7 +59,7 @@ def check_pairs(cell: UnitwiseCell, params: Params, mask: Params, order: int | N
     lists = reach.heard(reach.reach(reads, order), reads)
     pattern = 2 * 2 * 4 * lists  # pairs and units, heard and told, of four bytes
     size = pattern + _of_a_stream(cell, params, mask, order)
-    _check(size, 1, cell, params, mask, order)
+    _check(size, 1, lambda room: _that_fits(cell, params, mask, order, 1, room))
 
 
 def check_jacobians(cell: nn.RNNCellBase, state: int, parameters: int, dtype: Any) -> None:
@@ -72,24 +78,37 @@ def check_jacobians(cell: nn.RNNCellBase, state: int, parameters: int, dtype: An
 
 
 def _check(
-    size: int,
-    streams: int,
-    cell: UnitwiseCell | None,
-    params: Params,
-    mask: Params,
-    order: int | None,
+    size: int, streams: int, way: Callable[[int], str], what: str = "the influence takes"
 ) -> None:
+    """Raises where `size` is too much; `way(room)` says what would take less, or nothing."""
     room = _memory()
     if size <= room:
         return
     fits = int(room * streams // size)
-    ways = [f"{_streams(fits)} would fit" if fits else "not even one stream would fit"]
-    if cell is not None and (lower := _that_fits(cell, params, mask, order, streams, room)):
-        ways.append(f"{lower}; a sparser mask may take less")
+    ways = [f"{_streams(fits)} would fit" if fits else "not even one stream would fit", way(room)]
     raise ValueError(
-        f"the influence takes {size / GIB:.1f} GiB for {_streams(streams)}, of "
-        f"{room / GIB:.1f} GiB; {', and '.join(ways)}"
+        f"{what} {size / GIB:.1f} GiB for {_streams(streams)}, of "
+        f"{room / GIB:.1f} GiB; {', and '.join(filter(None, ways))}"
     )
+
+
+def _ways(
+    method: Any,
+    cell: nn.RNNCellBase,
+    params: Params,
+    mask: Params,
+    size: int,
+    streams: int,
+    room: int,
+) -> str:
+    """What else of the method's own kind would fit; '' where nothing is known to."""
+    kind = getattr(method, "tail", None) or method
+    if lower := int(getattr(kind, "rank", 0) * room // size):  # memory grows with the rank
+        at_rank = dataclasses.replace(kind, rank=lower)
+        return f"{at_rank!r} takes {size * lower / kind.rank / GIB:.3g} GiB"
+    if not hasattr(kind, "order") or not is_unitwise(cell):
+        return ""
+    return _that_fits(unitwise(cell), params, mask, kind.order, streams, room)
 
 
 def _that_fits(
@@ -99,7 +118,7 @@ def _that_fits(
     for lower in range(min(order or 4, 4) - 1, 0, -1):
         size = streams * _of_a_stream(cell, params, mask, lower)
         if size <= room:
-            return f"SnAp(order={lower}) takes {size / GIB:.3g} GiB"
+            return f"SnAp(order={lower}) takes {size / GIB:.3g} GiB; a sparser mask may take less"
     return ""
 
 
@@ -122,9 +141,8 @@ def _streams(count: int) -> str:
     return f"{count} stream{'s' if count > 1 else ''}"
 
 
-def _order(method: Any) -> int | None:
-    """n of (4); None where there is no such number."""
-    return getattr(getattr(method, "tail", None) or method, "order", None)
+def _bytes(influence: PyTree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(influence))
 
 
 def _memory() -> int:

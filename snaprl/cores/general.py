@@ -43,8 +43,8 @@ def flat(cell: nn.RNNCellBase, params: Params, inputs: Any) -> Flat:
     """Returns the cell as a `Flat`; `inputs` is one step's `[B, ...]`, or its shape and type.
 
     Raises:
-      ValueError: the carry has other numbers than floating ones, or the cell's output is not a
-        function of its new carry.
+      ValueError: the carry has other numbers than floating ones, or the cell's output is not one
+        array, or no function of its new carry.
     """
     one = (1, *inputs.shape[1:])
     carry = jax.eval_shape(lambda: cell.initialize_carry(jax.random.key(0), one))
@@ -74,7 +74,13 @@ def flat(cell: nn.RNNCellBase, params: Params, inputs: Any) -> Flat:
         return y, jax.tree.leaves(after)
 
     arguments = params, carry, jax.ShapeDtypeStruct(one, inputs.dtype)
-    after, read = jax.eval_shape(call, *arguments)[1], readout(call, *arguments)
+    y, after = jax.eval_shape(call, *arguments)
+    if not jax.tree_util.treedef_is_leaf(jax.tree.structure(y)):
+        raise ValueError(
+            f"{type(cell).__name__} gives out a {type(y).__name__}, and its output must be one "
+            "array; let it give out its new state, and take that apart afterwards"
+        )
+    read = readout(call, *arguments)
     if read is None:
         raise ValueError(
             f"the output of {type(cell).__name__} is not a function of its new carry alone, and "

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from snaprl.cores import segment
+from snaprl.cores.checks import check_whole
 from snaprl.cores.segment import Linearised
 from snaprl.cores.types import Array, Params
 from snaprl.cores.unitwise import UnitwiseCell, Vector, written_out
@@ -52,8 +53,7 @@ class OKRTRL(Walking):
     rank: int = 1
 
     def __post_init__(self):
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(f"OKRTRL(rank={self.rank}): the rank is 1, 2, ...")
+        check_whole(self, "rank", least=1)
 
     def walk(self) -> Walk:
         """See `Walking.walk`."""

@@ -3,6 +3,8 @@
 A mask is a tree of 0/1 arrays shaped like the cell's parameters; a leaf that is missing is dense.
 """
 
+import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,15 +31,18 @@ class Mask:
 
         Raises:
           TypeError: `tree` is no mapping.
-          ValueError: an entry is neither 0 nor 1 or is being traced, or the room is less than 1.
+          ValueError: an entry is neither 0 nor 1 or is being traced, or the room is no number of at
+            least 1.
         """
         if not isinstance(tree, Mapping):
             raise TypeError(
                 f"mask is of type {type(tree).__name__}; it must be nested dicts of 0/1 arrays "
                 "under the cell's own names, such as sparsity.mask makes"
             )
-        if room < 1:
-            raise ValueError(f"room is {room}; it must be at least 1, which is no more than needed")
+        if not isinstance(room, numbers.Real) or not 1 <= room < math.inf:
+            raise ValueError(
+                f"room is {room!r}; it must be a number of at least 1, which is no more than needed"
+            )
         self.room = room
         self.leaves = {path: _concrete(path, leaf) for path, leaf in _walk(tree)}
         for path, leaf in self.leaves.items():
@@ -92,6 +97,34 @@ class Mask:
                 place = place.setdefault(folder, {})
             place[last] = leaf.astype(bool)
         return nested
+
+
+def check_held(held: Mapping[str, Any], own: Params) -> None:
+    """Compares what the collection `sparsity` of a core holds with the mask that it was made with.
+
+    Raises:
+      ValueError: there is no mask in its place, or one of other leaves, shapes or values.
+    """
+    if "cell" not in held:
+        raise ValueError(
+            f"the variables hold sparsity/{', sparsity/'.join(held)} and no sparsity/cell, the "
+            'mask\'s place: {"sparsity": {"cell": mask}}'
+        )
+    found = {"/".join(path): leaf for path, leaf in _walk(held["cell"])}
+    shapes = {"/".join(path): leaf.shape for path, leaf in _walk(own)}
+    if found.keys() != shapes.keys():
+        raise ValueError(
+            f"sparsity/cell has the leaves {', '.join(found) or 'none'}, and the mask that the "
+            f"module was made with has {', '.join(shapes) or 'none'}"
+        )
+    for name, leaf in found.items():
+        if np.shape(leaf) != shapes[name]:
+            raise ValueError(
+                f"sparsity/cell/{name} has shape {np.shape(leaf)}; the parameter has {shapes[name]}"
+            )
+        # what is being traced has no values yet
+        if not isinstance(leaf, jax.core.Tracer) and not np.isin(leaf, (0, 1)).all():
+            raise ValueError(f"sparsity/cell/{name} has entries other than 0 and 1")
 
 
 def apply_mask(tree: Params, mask: Params) -> dict[str, Any]:

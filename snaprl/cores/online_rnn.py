@@ -7,10 +7,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import InvalidRngError
 
 from snaprl.cores import backprop, checks, forecast, segment
 from snaprl.cores.cells import is_unitwise, unitwise
-from snaprl.cores.masks import Mask, apply_mask
+from snaprl.cores.masks import Mask, apply_mask, check_held
 from snaprl.cores.resets import where_reset
 from snaprl.cores.room import first_pattern
 from snaprl.cores.snap import SnAp
@@ -104,10 +105,11 @@ class OnlineRNN(nn.Module):
           `(carry, ys)`: the state after the segment and the outputs `[T, B, N]`.
 
         Raises:
-          TypeError: `carry` is no `CoreState`.
+          TypeError: `carry` is no `CoreState`, or `xs` no array.
           ValueError: a shape or type does not fit; the sentence names it.
         """
         checks.check_carry(carry)
+        checks.check_array("xs", xs)
         shape = jnp.shape(xs)
         if len(shape) != 2 + checks.feature_axes(self.cell):
             axes = "T, B" if self.time_major else "B, T"
@@ -140,10 +142,11 @@ class OnlineRNN(nn.Module):
           `(carry, y)` with `y [B, N]`.
 
         Raises:
-          TypeError: `carry` is no `CoreState`.
+          TypeError: `carry` is no `CoreState`, or `x` no array.
           ValueError: a shape or type does not fit; the sentence names it.
         """
         checks.check_carry(carry)
+        checks.check_array("x", x)
         if jnp.ndim(x) != 1 + checks.feature_axes(self.cell):
             axes = f"[B{', M' * checks.feature_axes(self.cell)}]"
             raise ValueError(f"x has shape {jnp.shape(x)}; one step's inputs are {axes}")
@@ -188,26 +191,29 @@ class OnlineRNN(nn.Module):
         if self.is_initializing():
             self.cell(carry.hidden, x)
         params = _plain(self.cell.variables["params"])
+        self._check_layers(params)
         other = stand_in(self.cell)
         params = params if other is None else other.params(params)
         fixed = self._sparsity(params, x)
+        held = _plain(self.variables.get("sparsity", {}))
         if self.mask is None:
-            if other is None and self.get_variable("sparsity", "cell"):
+            if other is None and jax.tree.leaves(held):
                 raise ValueError(
                     "the variables hold a mask, in the collection sparsity, and the module has "
                     "none; give it the one that they were made with, OnlineRNN(cell, mask=...)"
                 )
             return params, fixed
         free = self.is_mutable_collection("sparsity")  # not where a lifted scan leaves it out
-        if self.is_initializing() and free and not self.has_variable("sparsity", "cell"):
+        if self.is_initializing() and free and not held:
             # not `self.variable`, which would not share the name with the submodule: so the masks
             # lie beside the parameters, under the same names
             self.put_variable("sparsity", "cell", fixed.mask)
             if fixed.pattern != ():
                 self.put_variable("sparsity", "pattern", fixed.pattern)
-        mask = self.get_variable("sparsity", "cell", default=None)
-        mask = fixed.mask if mask is None else _plain(mask)
-        return apply_mask(params, mask), fixed._replace(mask=mask)
+        if held:
+            check_held(held, fixed.mask)
+            fixed = fixed._replace(mask=held["cell"])
+        return apply_mask(params, fixed.mask), fixed
 
     def _with_pattern(
         self, sparsity: Sparsity, carry: CoreState, params: dict[str, Any], x: Array
@@ -243,6 +249,20 @@ class OnlineRNN(nn.Module):
         cell = self._unbound_cell()
         expected = jax.eval_shape(lambda: cell.initialize_carry(jax.random.key(0), x.shape))
         checks.check_tree("carry.hidden", carry.hidden, expected, x.shape)
+
+    @nn.nowrap
+    def _check_layers(self, params: dict[str, Any]) -> None:
+        """Compares the parameters' names with the cell's; of a cell not known, flax itself does."""
+        cell = self._unbound_cell()
+        if is_unitwise(cell):
+            view = unitwise(cell)
+            checks.check_layers(self.cell, params, {*view.inputs, *view.recurrent, *view.local})
+            units, found = view.features, params[view.inputs[0]]["kernel"].shape[-1]
+            if found != units:
+                raise ValueError(
+                    f"the parameters are of {found} units, and the {type(self.cell).__name__} has "
+                    f"{units}"
+                )
 
     @nn.nowrap
     def _check_influence(
@@ -306,7 +326,7 @@ def _parameter_shapes(cell: nn.RNNCellBase, hidden: PyTree, x: Array) -> dict[st
     kind = getattr(cell, "param_dtype", jnp.float32)
     wide = jnp.promote_types(kind, jnp.float32)
     drawn = cell if wide == kind else cell.clone(param_dtype=wide)
-    variables = jax.eval_shape(drawn.init, jax.random.key(0), hidden, x)
+    variables: Any = jax.eval_shape(drawn.init, jax.random.key(0), hidden, x)
     if others := variables.keys() - {"params"}:
         raise ValueError(
             f"{type(cell).__name__} keeps {' and '.join(sorted(others))} beside its parameters, "
@@ -314,6 +334,15 @@ def _parameter_shapes(cell: nn.RNNCellBase, hidden: PyTree, x: Array) -> dict[st
             "what changes in the carry, and constants as attributes"
         )
     shapes = variables["params"]
+    if not is_unitwise(cell):
+        try:
+            jax.eval_shape(drawn.apply, {"params": shapes}, hidden, x)
+        except InvalidRngError:
+            raise ValueError(
+                f"{type(cell).__name__} draws random numbers while it runs, and a step that is "
+                "followed online depends on parameters, the carry and its input; put dropout "
+                "before the core or after it"
+            ) from None
     if wide != kind:
         shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, kind), shapes)
     return _plain(shapes)

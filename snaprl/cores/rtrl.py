@@ -5,6 +5,7 @@ Neural Networks", Neural Computation 1989. Memory is N times that of the paramet
 """
 
 import dataclasses
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -37,6 +38,8 @@ class RTRL(Remembering):
     meets the adjoint once, at the segment's start. Where the recurrent weights are sparse, what is
     zero by structure is not stored.
     """
+
+    order: ClassVar[None] = None  # n of (4): there is no end to what is followed
 
     def memory(self, cell: nn.RNNCellBase, sparsity: Sparsity) -> segment.Memory:
         """The influence of (2), as the tail of another method may carry it."""

@@ -14,6 +14,7 @@ import jax
 from snaprl.cores import backprop, general, pairs, segment
 from snaprl.cores.bptt import NOTHING
 from snaprl.cores.cells import is_unitwise, unitwise
+from snaprl.cores.checks import check_whole
 from snaprl.cores.method import Remembering
 from snaprl.cores.rtrl import EXACT, sparse
 from snaprl.cores.traces import traces
@@ -42,8 +43,7 @@ class SnAp(Remembering):
     entries: bool = False
 
     def __post_init__(self):
-        if not isinstance(self.order, int) or self.order < 0:
-            raise ValueError(f"SnAp(order={self.order}): the order is 0, 1, 2, ...")
+        check_whole(self, "order", least=0)
 
     def memory(self, cell: nn.RNNCellBase, sparsity: Sparsity) -> segment.Memory:
         """The influence of (5), as the tail of another method may carry it."""

@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from snaprl.cores import checks, forecast
 from snaprl.cores.masks import Mask
 from snaprl.cores.online_rnn import OnlineRNN
 from snaprl.cores.snap import SnAp
@@ -43,6 +44,7 @@ class OnlineStack(nn.Module):
     masks: Sequence[Mapping[str, Any] | Mask | None] | None = None
 
     def __post_init__(self):
+        _check_cells(self.cells)
         if self.masks is not None:
             if len(self.masks) != len(self.cells):
                 raise ValueError(
@@ -63,7 +65,17 @@ class OnlineStack(nn.Module):
 
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> tuple[CoreState, ...]:
-        """Returns one state per layer; as in `OnlineRNN`."""
+        """Returns one state per layer; as in `OnlineRNN`.
+
+        Raises:
+          ValueError: as there; or the influences of all layers do not fit into memory together.
+        """
+        shapes = jax.eval_shape(lambda: self._carries(jax.random.key(0), input_shape))
+        forecast.check_layers([state.influence for state in shapes], input_shape[0])
+        return self._carries(rng, input_shape)
+
+    @nn.nowrap
+    def _carries(self, rng: Array, input_shape: tuple[int, ...]) -> tuple[CoreState, ...]:
         states = []
         keys = jax.random.split(rng, len(self.cells))
         for key, cell, mask in zip(keys, self.cells, self._masks(), strict=True):
@@ -108,6 +120,10 @@ class StackedCell(nn.RNNCellBase):
 
     cells: Sequence[nn.RNNCellBase]
 
+    def __post_init__(self):
+        _check_cells(self.cells)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, carry: PyTree, inputs: Array) -> tuple[PyTree, Array]:
         """One step: `(carry, inputs [B, M])` to `(carry, outputs)` of the uppermost cell.
@@ -142,8 +158,21 @@ class StackedCell(nn.RNNCellBase):
         return 1
 
 
-def _check_parts(carry: Sequence[Any], cells: Sequence[Any]) -> None:
+def _check_cells(cells: Any) -> None:
+    """Raises where `cells` are no cells, one after the other."""
+    if not isinstance(cells, Sequence) or not cells:
+        raise TypeError("cells must be a tuple of recurrent cells, from the bottom up")
+    for cell in cells:
+        checks.check_cell(cell, nn.RNNCellBase)
+
+
+def _check_parts(carry: Any, cells: Sequence[Any]) -> None:
     """Raises where a carry is not that of as many cells."""
+    if not isinstance(carry, Sequence):
+        raise TypeError(
+            f"carry is of type {type(carry).__name__}; it must be the tuple that initialize_carry "
+            "makes, and it comes before the inputs"
+        )
     if len(carry) != len(cells):
         raise ValueError(
             f"carry has {len(carry)} parts for {len(cells)} cells; initialize_carry makes one for "

@@ -1,6 +1,8 @@
 """What a mistake is told: one sentence that names it, before anything runs."""
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,7 +13,10 @@ from flax import nnx
 
 from snaprl.cores import (
     BPTT,
+    KFRTRL,
+    OKRTRL,
     RTRL,
+    UORO,
     Frozen,
     OnlineRNN,
     SnAp,
@@ -160,9 +165,9 @@ def test_resets_are_named_in_the_axes_that_the_user_chose():
 
 
 def test_an_input_shape_that_is_none():
-    with says("input_shape is (3,); it must be (streams, inputs)"):
+    with says("input_shape is (3,); it must be (streams, inputs), each 1, 2, ..."):
         GRU.initialize_carry(jax.random.key(0), (M,))
-    with says("input_shape is (4, 2, 3); it must be (streams, inputs)"):
+    with says("input_shape is (4, 2, 3); it must be (streams, inputs), each 1, 2, ..."):
         GRU.initialize_carry(jax.random.key(0), (T, B, M))
     for key, found in ((jax.random.key(0), "key<fry>[]"), (jax.random.PRNGKey(0), "uint32[2]")):
         with says(f"input_shape is {found}; initialize_carry takes (rng, input_shape)", TypeError):
@@ -247,10 +252,99 @@ def test_a_mask_of_other_values():
         OnlineRNN(nn.SimpleCell(N), mask={"h": {"kernel": np.full((N, N), 0.5)}})
 
 
-@pytest.mark.parametrize("order", [-1, 1.5, None])
-def test_an_order_that_is_none(order):
-    with says(f"SnAp(order={order}): the order is 0, 1, 2, ..."):
-        SnAp(order=order)
+@pytest.mark.parametrize("number", [-1, 1.5, None, "2"])
+@pytest.mark.parametrize(
+    ("kind", "name", "least"), [(SnAp, "order", 0), (OKRTRL, "rank", 1), (BPTT, "pieces", 1)]
+)
+def test_what_is_no_whole_number(kind, name, least, number):
+    with says(f"{kind.__name__}({name}={number!r}): {name} is {least}, {least + 1}, ..."):
+        kind(**{name: number})
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    method = SnAp(order=np.int64(2))  # type: ignore
+    assert method == SnAp(order=2)
+    assert type(method.order) is int
+
+
+@pytest.mark.parametrize("sizes", [(4.0, 3), (-1, 3), (4, 0)])
+def test_sizes_that_are_none(sizes):
+    with says(f"input_shape is {sizes}; it must be (streams, inputs), each 1, 2, ..."):
+        GRU.initialize_carry(jax.random.key(0), sizes)
+
+
+@pytest.mark.parametrize("part", ["hidden", "influence"])
+def test_a_carry_of_whole_numbers(part):
+    carry, xs = set_up(GRU)
+    numbers = jax.tree.map(lambda leaf: leaf.astype(jnp.int32), getattr(carry, part))
+    where, shape = ("", "[2, 5]") if part == "hidden" else ("[0]['hn']['bias']", "[2, 5]")
+    with says(f"carry.{part}{where} is int32{shape} where float32{shape} is needed"):
+        call(GRU, carry._replace(**{part: numbers}), xs)
+    shorter = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), getattr(carry, part))
+    call(GRU, carry._replace(**{part: shorter}), xs)
+
+
+def test_inputs_that_are_no_array():
+    carry, xs = set_up(GRU)
+    with says("xs is of type list; it must be an array", TypeError):
+        call(GRU, carry, xs.tolist())
+    with says("x is None; it must be an array", TypeError):
+        call(GRU, carry, None, method="step")
+    call(GRU, carry, np.asarray(xs))
+
+
+def test_variables_of_another_cell():
+    carry, xs = set_up(GRU)
+
+    def of(cell):
+        other = OnlineRNN(cell)
+        return jax.jit(other.init)(jax.random.key(0), *set_up(other))
+
+    with says(
+        "the parameters are hf, hg, hi, ho, if, ig, ii, io, and a GRUCell has hn, hr, hz, in, ir, "
+        "iz; apply the module to variables of its own cell"
+    ):
+        GRU.apply(of(nn.LSTMCell(N)), carry, xs)
+    with says(f"the parameters are of {N + 2} units, and the GRUCell has {N}"):
+        GRU.apply(of(nn.GRUCell(N + 2)), carry, xs)
+
+
+class Dropping(nn.GRUCell):
+    """Draws random numbers."""
+
+    @nn.compact
+    def __call__(self, carry, inputs):
+        return super().__call__(nn.Dropout(0.5, deterministic=False)(carry), inputs)
+
+
+@pytest.mark.parametrize("method", [SnAp(order=1), BPTT()], ids=repr)
+def test_a_cell_that_draws_random_numbers(method):
+    with says(
+        "Dropping draws random numbers while it runs, and a step that is followed online depends "
+        "on parameters, the carry and its input; put dropout before the core or after it"
+    ):
+        set_up(OnlineRNN(Dropping(N), method))
+
+
+class Two(nn.GRUCell):
+    """Gives its state out twice, in whatever `pack` puts the two."""
+
+    pack: Callable[..., Any] = tuple
+
+    @nn.compact
+    def __call__(self, carry, inputs):
+        carry, y = super().__call__(carry, inputs)
+        return carry, self.pack((y, y))
+
+
+@pytest.mark.parametrize("pack", [tuple, lambda ys: {"y": ys[0]}], ids=["tuple", "dict"])
+def test_an_output_that_is_no_array(pack):
+    kind = "tuple" if pack is tuple else "dict"
+    with says(
+        f"Two gives out a {kind}, and its output must be one array; let it give out its new "
+        "state, and take that apart afterwards"
+    ):
+        set_up(OnlineRNN(Two(N, pack=pack)))
 
 
 def test_an_influence_that_does_not_fit_into_memory():
@@ -261,6 +355,25 @@ def test_an_influence_that_does_not_fit_into_memory():
     )
     with pytest.raises(ValueError, match=wanted):
         rnn.initialize_carry(jax.random.key(0), (64, 512))
+
+
+@pytest.mark.parametrize(
+    ("method", "advice"),
+    [
+        (OKRTRL(rank=8), r", and OKRTRL\(rank=5\) takes .* GiB"),
+        (BPTT(tail=OKRTRL(rank=8)), r", and OKRTRL\(rank=5\) takes .* GiB"),
+        (KFRTRL(), ""),
+        (UORO(), ""),
+    ],
+    ids=repr,
+)
+def test_what_would_fit_is_of_the_methods_own_kind(monkeypatch, method, advice):
+    """No mask makes these smaller, and SnAp is another estimate: the rank is what there is."""
+    rnn = OnlineRNN(nn.GRUCell(16), method)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(set_up(rnn)[0].influence))
+    monkeypatch.setattr(forecast, "_memory", lambda: int(0.7 * size))
+    with pytest.raises(ValueError, match=f"1 stream would fit{advice}$"):
+        set_up(rnn)
 
 
 def test_a_pattern_that_would_not_fit_is_not_made(monkeypatch):
@@ -357,3 +470,47 @@ def test_variables_with_a_mask_for_a_module_without():
         "the one that they were made with, OnlineRNN(cell, mask=...)"
     ):
         OnlineRNN(nn.SimpleCell(N)).apply(variables, carry, xs)
+
+
+KEEP = {"hr": {"kernel": np.eye(N)}}
+SHAPE = {"hr": {"kernel": np.ones((N, N + 1))}}
+HALF = {"hr": {"kernel": np.full((N, N), 0.5)}}
+OWN = "and the mask that the module was made with has hr/kernel"
+
+
+@pytest.mark.parametrize(
+    ("held", "sentence"),
+    [
+        (
+            KEEP,
+            "the variables hold sparsity/hr and no sparsity/cell, the mask's place: "
+            '{"sparsity": {"cell": mask}}',
+        ),
+        ({"cell": {"cell": KEEP}}, f"sparsity/cell has the leaves cell/hr/kernel, {OWN}"),
+        (
+            {"cell": {"hn": KEEP["hr"], **KEEP}},
+            f"sparsity/cell has the leaves hn/kernel, hr/kernel, {OWN}",
+        ),
+        ({"cell": {}}, f"sparsity/cell has the leaves none, {OWN}"),
+        ({"cell": SHAPE}, "sparsity/cell/hr/kernel has shape (5, 6); the parameter has (5, 5)"),
+        ({"cell": HALF}, "sparsity/cell/hr/kernel has entries other than 0 and 1"),
+    ],
+)
+@pytest.mark.parametrize("method", [SnAp(order=1), SnAp(order=2)], ids=repr)
+def test_another_mask_among_the_variables(method, held, sentence):
+    """None of them was ever applied as something else, or not at all."""
+    rnn = OnlineRNN(nn.GRUCell(N), method, mask=KEEP)
+    carry, xs = set_up(rnn)
+    variables = jax.jit(rnn.init)(jax.random.key(1), carry, xs)
+    with says(sentence):
+        rnn.apply({**variables, "sparsity": held}, carry, xs)
+    if "0 and 1" not in sentence:  # what is being traced has no values
+        with says(sentence):
+            jax.jit(rnn.apply)({**variables, "sparsity": held}, carry, xs)
+
+
+def test_a_mask_anywhere_among_the_variables_of_a_core_without_one():
+    carry, xs = set_up(GRU)
+    variables = jax.jit(GRU.init)(jax.random.key(1), carry, xs)
+    with pytest.raises(ValueError, match="the variables hold a mask, in the collection sparsity"):
+        GRU.apply({**variables, "sparsity": KEEP}, carry, xs)

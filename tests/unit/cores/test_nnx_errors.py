@@ -129,7 +129,7 @@ def test_shapes_that_do_not_fit():
         rnn.step(carry, jnp.zeros((B, 5)))
     with says("input_shape is (2, 5); the cell reads 2 inputs"):
         rnn.initialize_carry((B, 5), nnx.Rngs(0))
-    with says("input_shape is (3, 2, 2); it must be (streams, inputs)"):
+    with says("input_shape is (3, 2, 2); it must be (streams, inputs), each 1, 2, ..."):
         rnn.initialize_carry((T, B, M), nnx.Rngs(0))
     with says("input_shape is of type Rngs; initialize_carry takes (input_shape, rngs)", TypeError):
         rnn.initialize_carry(nnx.Rngs(0), (B, M))

@@ -107,8 +107,11 @@ def test_a_fan_in_that_differs_has_room_too():
 def test_room_is_a_part_of_the_mask():
     assert Mask(TREE, room=2.0) != Mask(TREE)
     assert Mask(TREE, room=2.0) == Mask(TREE, room=2.0)
-    with pytest.raises(ValueError, match="room is 0.5; it must be at least 1"):
-        Mask(TREE, room=0.5)
+    for room in (0.5, float("nan"), float("inf"), "2", None):
+        with pytest.raises(
+            ValueError, match=f"room is {room!r}; it must be a number of at least 1"
+        ):
+            Mask(TREE, room=room)  # type: ignore
 
 
 def test_nnx_has_as_much_room():

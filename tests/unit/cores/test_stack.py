@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from snaprl.cores import BPTT, RTRL, OnlineRNN, SnAp
+from snaprl.cores import BPTT, RTRL, OnlineRNN, SnAp, forecast
 from snaprl.cores.stack import OnlineStack, StackedCell
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -178,3 +178,35 @@ def test_a_carry_of_other_cells_is_refused():
         for method in methods:
             with pytest.raises(ValueError, match=sentence):
                 stack.apply(variables, carry[:1], x, method=method)
+
+
+@pytest.mark.parametrize("kind", [OnlineStack, StackedCell])
+@pytest.mark.parametrize("cells", [nn.GRUCell(3), (), None])
+def test_what_is_no_tuple_of_cells_is_refused(kind, cells):
+    with pytest.raises(TypeError, match=r"^cells must be a tuple of recurrent cells"):
+        kind(cells)
+
+
+@pytest.mark.parametrize("kind", [OnlineStack, StackedCell])
+def test_what_is_no_cell_is_refused(kind):
+    with pytest.raises(TypeError, match=r"^cell is the class GRUCell; it must be an instance"):
+        kind((nn.GRUCell(3), nn.GRUCell))
+
+
+def test_a_carry_that_is_none_is_refused():
+    stack, (xs, *_) = OnlineStack(CELLS), drawn()
+    with pytest.raises(TypeError, match=r"^carry is of type NoneType; it must be the tuple that"):
+        stack.init(jax.random.key(0), None, xs)
+
+
+def test_influences_that_do_not_fit_together(monkeypatch):
+    """Each of the two does."""
+    stack = OnlineStack((nn.GRUCell(4), nn.GRUCell(4)))
+    carry = stack.initialize_carry(jax.random.key(0), (B, M))
+    sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(state.influence)) for state in carry]
+    monkeypatch.setattr(forecast, "_memory", lambda: sum(sizes) - 1)
+    wanted = r"^the influences of 2 layers take .* GiB for 2 streams, of .* 1 stream would fit$"
+    with pytest.raises(ValueError, match=wanted):
+        stack.initialize_carry(jax.random.key(0), (B, M))
+    monkeypatch.setattr(forecast, "_memory", lambda: sum(sizes))
+    stack.initialize_carry(jax.random.key(0), (B, M))
