@@ -18,29 +18,28 @@ START, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
 class Cost(NamedTuple):
     """Per stream: N units, G gates, U state variables, s units reached; T steps of a segment.
 
-    K inputs of a unit as the kernels have them, and k those of them that the mask leaves.
+    K inputs of a unit as the kernels have them, and k those of them that the mask leaves. On a
+    dense core s is N, and k is K.
     """
 
-    memory: str
+    memory: str  # a product of these, or "none": compared with what is carried
     time: str
-    cells: str  # "any", or "unit-wise"
+    cells: str = "any"  # or "unit-wise": compared with what is refused
+    about: str = ""  # of the memory
 
 
-ANY, UNITWISE = "any", "unit-wise"
+UNITWISE = "unit-wise"
+PAIRS = "s^2 per weight and step, less where D is sparse"
 COST = {
-    "snap1": Cost("U N K G", "BPTT's, none of it sequential backward", ANY),
-    "snap0": Cost("none", "less than BPTT's", ANY),
-    "snap2": Cost("s U N k G", "s^2 per weight and step, less where D is sparse", ANY),
-    "snap3": Cost("s U N k G", "s^2 per weight and step, less where D is sparse", ANY),
-    "rtrl": Cost(
-        "N x U N K G; sparse: s U N k G, s all that are ever reached",
-        "N per influence and step",
-        ANY,
-    ),
-    "bptt": Cost("none; T N (G + 2) inside the segment", "3 N K G per step", ANY),
-    "tail-snap1": Cost("U N K G", "BPTT's and SnAp-1's", ANY),
-    "tail-snap2": Cost("s U N k G", "BPTT's and SnAp-2's", ANY),
-    "tail-rtrl": Cost("RTRL's", "BPTT's and RTRL's", ANY),
+    "snap1": Cost("U N K G", "BPTT's, none of it sequential backward"),
+    "snap0": Cost("none", "less than BPTT's"),
+    "snap2": Cost("s U N k G", PAIRS),
+    "snap3": Cost("s U N k G", PAIRS),
+    "rtrl": Cost("s U N k G", "N per influence and step", about="s all that are ever reached"),
+    "bptt": Cost("none", "3 N K G per step", about="T N (G + 2) inside the segment"),
+    "tail-snap1": Cost("U N K G", "BPTT's and SnAp-1's"),
+    "tail-snap2": Cost("s U N k G", "BPTT's and SnAp-2's"),
+    "tail-rtrl": Cost("s U N k G", "BPTT's and RTRL's", about="as for `RTRL()`"),
     "rflo": Cost("U N K G", "SnAp-1's", UNITWISE),
     "eprop": Cost("U N K G", "SnAp-1's", UNITWISE),
     "uoro": Cost(
@@ -52,7 +51,7 @@ COST = {
     "ok-rtrl": Cost("2 R U N^2 G", "R N^3 G per step", UNITWISE),
     "tail-rflo": Cost("U N K G", "BPTT's and RFLO's", UNITWISE),
     "tail-uoro": Cost("N K G", "BPTT's, and the estimate's forward walk", UNITWISE),
-    "frozen": Cost("none", "no gradient of the weights", ANY),
+    "frozen": Cost("none", "no gradient of the weights"),
 }
 
 
@@ -69,7 +68,9 @@ def table() -> str:
         method = repr(row.method)
         for default in (", entries=False", "tail=None, ", ", pieces=1", "pieces=1"):
             method = method.replace(default, "")
-        cells = [f"`{method}`", "yes" if exact else "no", biased, *marks, cost.cells, *cost[:2]]
+        memory = f"{cost.memory}; {cost.about}" if cost.about else cost.memory
+        made = [*marks, cost.cells, memory, cost.time]
+        cells = [f"`{method}`", "yes" if exact else "no", biased, *made]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 

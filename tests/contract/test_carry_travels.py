@@ -1,8 +1,13 @@
 """A carry goes unchanged, with its influence, wherever programs put it: files and transforms."""
 
+import json
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -69,7 +74,7 @@ def learner(rnn: Any, wrap: Callable = lambda loss: loss) -> Callable:
         @wrap
         def loss(params: Any, xs: Any) -> Any:
             after, ys = rnn.apply(variables | {"params": params}, carry, xs)
-            return jnp.vdot(segment.weights, ys), (after, ys)
+            return (segment.weights * ys).sum(), (after, ys)
 
         gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
         grads, (after, ys) = gradient(variables["params"], segment.xs)
@@ -233,3 +238,69 @@ def test_a_lifted_layer_is_the_layer(lift, method):
     found = jax.jit(learner(rnn))(below(told.variables), told.carry, told.segments[0])
     expected = told.outcomes[0]
     probe.assert_close(found, expected._replace(params={"rnn": expected.params}))
+
+
+# ---- devices ---------------------------------------------------------------------------------
+
+DEVICES = Path(__file__).parents[2] / "docs" / "plug.md"  # its own lines do it
+# Devices are counted before jax starts: this runs in a process of its own.
+SHARDED = """
+import json
+import jax, jax.numpy as jnp, numpy as np
+jax.config.update("jax_enable_x64", True)
+from contract.test_carry_travels import DEVICES, ROWS, T, M, N, Segment, learner
+from snaprl.cores import OnlineRNN
+
+def laid_out(carry, segment):
+    names = {"jax": jax, "np": np, "carry": carry, "xs": segment}
+    exec(DEVICES.read_text("utf-8").split("### Several devices")[1].split("```")[1][7:], names)
+    return names["carry"], names["xs"]
+
+B = 8
+found = {}
+for name, (cell, kind, mask) in ROWS.items():
+    rnn, rng = OnlineRNN(cell, kind, mask=mask), np.random.default_rng(3)
+    segments = [Segment(*(rng.normal(size=(T, B, size)) for size in (M, N))) for _ in range(2)]
+    carry = rnn.initialize_carry(jax.random.key(0), (B, M))
+    variables = jax.jit(rnn.init)(jax.random.key(1), carry, segments[0].xs)
+    run, (shared, _) = jax.jit(learner(rnn)), laid_out(carry, segments[0])
+    worst = 0.0
+    for segment in segments:
+        outcome = run(variables, carry, segment)
+        _, part = laid_out((), segment)
+        other = run(variables, shared, part)
+        carry, shared = outcome.carry, other.carry
+        pairs = zip(jax.tree.leaves((outcome.params, outcome.ys, outcome.xs)),
+                    jax.tree.leaves((other.params, other.ys, other.xs)))
+        worst = max([worst, *(float(jnp.abs(a - np.asarray(b)).max()) for a, b in pairs)])
+    text = run.lower(variables, shared, part).compile().as_text()
+    leaves = jax.tree.leaves(shared)
+    found[name] = {
+        "worst": worst,
+        "parts": sorted({leaf.addressable_shards[0].data.shape[0] for leaf in leaves}),
+        "gathered": text.count("all-gather"),
+    }
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def sharded() -> dict[str, Any]:
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    settings = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
+    command = [sys.executable, "-c", SHARDED]
+    done = subprocess.run(
+        command, env=os.environ | settings, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@METHOD
+def test_streams_may_be_shared_out_over_devices(method, sharded):
+    """Each device keeps the influence of its own streams, and none is ever brought together."""
+    found = sharded[method]
+    assert found["worst"] < 1e-12
+    assert found["parts"] == [2]
+    assert not found["gathered"]
