@@ -24,6 +24,7 @@ PROGRESS = re.compile(r" *(\w+ +)?steps +(\d+)  (?:success|recalled) (\d\.\d\d)"
 # name: (a tiny budget, whose lines of progress are these)
 TINY = {
     "nnx_agent": (["--steps", "8192", "--length", "4"], ["windowed"] * 8 + ["online"] * 8),
+    "nnx_ppo": (["--steps", "10240", "--length", "4"], ["windowed"] * 10 + ["online"] * 10),
     "own_cell": (
         ["--steps", "20480"],
         ["bptt"] * 8 + ["snap1"] * 8 + ["rtrl"] * 8,
@@ -159,9 +160,10 @@ def test_only_the_gradient_differs():
     [
         ({"name": "ppo_rnn"}, {"name": "ppo_online"}),
         ({"name": "nnx_agent", "core": "windowed"}, {"name": "nnx_agent", "core": "online"}),
+        ({"name": "nnx_ppo", "core": "windowed"}, {"name": "nnx_ppo", "core": "online"}),
         ({"name": "supervised", "core": "rnn"}, {"name": "supervised", "core": "online"}),
     ],
-    ids=["ppo", "nnx_agent", "supervised"],
+    ids=["ppo", "nnx_agent", "nnx_ppo", "supervised"],
 )
 def test_the_online_one_learns_and_the_plain_one_does_not(plain, online, seed):
     def last(name: str, core: str | None = None) -> float:
