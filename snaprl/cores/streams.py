@@ -15,6 +15,8 @@ import jax.numpy as jnp
 
 from snaprl.cores.types import PyTree
 
+TERMS = 16  # of a sum over streams: with 32, the caches' lines for one place run out
+
 
 def _side_by_side() -> bool:
     return jax.default_backend() != "cpu" or jax.device_count() > 1
@@ -70,27 +72,42 @@ def update_blocks(
     return block(whole * size, state, rest) if rest else state
 
 
-def total(f: Callable[..., Any], *states: PyTree, size: int = 1) -> PyTree:
-    """The sum of `f(*states_b)` over all streams b; states are `[B, ...]`.
-
-    On a CPU `size` streams at a time, added up before they meet the sum, which then is read and
-    written less often.
-    """
+def total(f: Callable[..., Any], *states: PyTree) -> PyTree:
+    """The sum of `f(*states_b)` over all streams b; states are `[B, ...]`."""
     if _side_by_side():
         return jax.tree.map(lambda x: x.sum(0), jax.vmap(f)(*states))
-
-    def block(start: Any, size: int) -> PyTree:
-        parts = [f(*_take(states, start + k, 0)) for k in range(size)]
-        return jax.tree.map(lambda *xs: reduce(add, xs), *parts)
-
-    whole, rest = divmod(_streams(states), size)
-    first = block(whole * size, rest) if rest else block(0, size)
+    first = f(*_take(states, 0, 0))
     return jax.lax.fori_loop(
-        0 if rest else 1,
-        whole,
-        lambda k, sums: jax.tree.map(jnp.add, sums, block(k * size, size)),
+        1,
+        _streams(states),
+        lambda b, sums: jax.tree.map(jnp.add, sums, f(*_take(states, b, 0))),
         first,
     )
+
+
+def total_of_elements(f: Callable[..., Any], *states: PyTree) -> PyTree:
+    """The same, where `f` is elementwise arithmetic, which XLA fuses into the sum.
+
+    On a CPU streams are added up a few at a time, all of them side by side, and so on with the
+    sums: a loop over streams would copy them, and a loop that reads more of them at once finds
+    their places in the same few lines of the caches.
+    """
+    streams = _streams(states)
+    if _side_by_side():
+        return total(f, *states)
+    if streams == 1:
+        return f(*_take(states, 0, 0))
+
+    def some(start: int, stop: int | None) -> PyTree:
+        return jax.tree.map(lambda x: x[start:stop], states)
+
+    terms = min(TERMS, streams)
+    each, rest = divmod(streams, terms)
+    runs = [jax.vmap(f)(*some(k * each, (k + 1) * each)) for k in range(terms)]
+    whole = total_of_elements(lambda x: x, jax.tree.map(lambda *xs: reduce(add, xs), *runs))
+    if not rest:
+        return whole
+    return jax.tree.map(jnp.add, whole, total_of_elements(f, *some(terms * each, None)))
 
 
 def _streams(tree: PyTree, axis: int = 0) -> int:

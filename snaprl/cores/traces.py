@@ -38,9 +38,6 @@ from snaprl.cores.unitwise import (
 # influence into one pass over memory, and a short segment costs little else. From some length on a
 # matrix product is faster, though its result is written and read once more.
 SHORT = 8
-# Streams whose influence meets the gradient at once. Up to twice as many need no loop, for which
-# XLA would copy the influence; with more at once each sum is gathered from too many places.
-BLOCK = 32
 
 Diagonal = Callable[[UnitwiseCell, Params, Derivatives], Block]  # d_t, U x U
 
@@ -199,4 +196,4 @@ def _contract(
         return jax.tree.map(leaf, *influence)
 
     lambda_0 = jax.tree.map(streams.computed_once, lambda_0)
-    return streams.total(stream, influence, lambda_0, anew, size=BLOCK)
+    return streams.total_of_elements(stream, influence, lambda_0, anew)

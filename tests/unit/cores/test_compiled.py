@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from snaprl.cores import RFLO, OnlineRNN, SnAp, compiler_options
-from snaprl.cores.traces import BLOCK
+from snaprl.cores.streams import TERMS
 
 UNITS, INPUTS = 6, 5
 ARITHMETIC = re.compile(r" (?:add|subtract|multiply|divide|negate|exponential|tanh|power)\(")
@@ -52,9 +52,7 @@ def test_the_influence_is_gone_over_with_two_operations_a_step(method, steps, st
     assert max(counts) <= 2 * steps + 1
 
 
-@pytest.mark.parametrize(
-    "steps, streams", [(2, 3), (8, 3), (20, 3), (8, 2 * BLOCK), (2, BLOCK + 1)]
-)
+@pytest.mark.parametrize("steps, streams", [(2, 3), (8, 3), (20, 3), (8, TERMS**2), (2, TERMS + 1)])
 def test_with_our_options_the_influence_is_replaced_in_place(steps, streams):
     program, (variables, carry, xs, resets) = lowered(SnAp(), steps, streams)
     plain, ours = program.compile(), program.compile(compiler_options())
