@@ -207,9 +207,11 @@ class OnlineRNN(nn.Module):
         if self.is_initializing() and free and not held:
             # not `self.variable`, which would not share the name with the submodule: so the masks
             # lie beside the parameters, under the same names
-            self.put_variable("sparsity", "cell", fixed.mask)
+            # on the device, where they stay: outside of jit they are numpy's
+            self.put_variable("sparsity", "cell", jax.tree.map(jnp.asarray, fixed.mask))
             if fixed.pattern != ():
-                self.put_variable("sparsity", "pattern", fixed.pattern)
+                pattern = jax.tree.map(jnp.asarray, fixed.pattern)
+                self.put_variable("sparsity", "pattern", pattern)
         if held:
             check_held(held, fixed.mask)
             fixed = fixed._replace(mask=held["cell"])

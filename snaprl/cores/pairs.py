@@ -97,19 +97,21 @@ def contract(
     anew: Array | None,
 ) -> Params:
     """`sum lambda_0 . J_0` over streams and pairs: lambda is U x `[B, E]`."""
-    columns = sparsity.pattern.columns
+    columns, last = sparsity.pattern.columns, influence[0].shape[1] - 1
+    # looked up where it lies: a stream's own array would first be copied out of that of all
+    flat = [J.reshape(-1, J.shape[-1]) for J in influence]
 
-    def stream(J: Vector, lambda_: Vector, anew: Array | None) -> Array:
+    def stream(b: Array, lambda_: Vector, anew: Array | None) -> Array:
         # summed over the pairs of a unit at once: a sum over streams of all pairs would be as large
         # as the influence of one, and be read and written for each
         met = plain_total(
-            _column(x, pairs)[:, None] * _rows(j, jnp.minimum(pairs, len(j) - 1))
+            _column(x, pairs)[:, None] * _rows(j, b * (last + 1) + jnp.minimum(pairs, last))
             for pairs in columns
-            for x, j in zip(lambda_, J, strict=True)
+            for x, j in zip(lambda_, flat, strict=True)
         )
         return where_reset(anew, 0.0, met)
 
-    by_unit = streams.total(stream, influence, lambda_0, anew)  # [N, L]
+    by_unit = streams.total(stream, jnp.arange(len(influence[0])), lambda_0, anew)  # [N, L]
     return rows.to_tree(cell, params, sparsity, by_unit)
 
 

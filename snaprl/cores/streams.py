@@ -41,7 +41,9 @@ def update(advance: Callable[[Any, Any], Any], state: PyTree, inputs: PyTree) ->
         return jax.vmap(advance, in_axes=(0, 1))(state, inputs)
 
     def body(b: int, state: PyTree) -> PyTree:
-        after = advance(_take(state, b, 0), _take(inputs, b, 1))
+        # XLA would copy it twice, for what reads its rows in turn and for what looks them up
+        before = jax.lax.optimization_barrier(_take(state, b, 0))
+        after = advance(before, _take(inputs, b, 1))
         return jax.tree.map(
             lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, b, 0), state, after
         )

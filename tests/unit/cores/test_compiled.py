@@ -8,27 +8,31 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from snaprl.cores import RFLO, OnlineRNN, SnAp, compiler_options
+from snaprl.cores import RFLO, OnlineRNN, SnAp, compiler_options, sparsity
 from snaprl.cores.streams import TERMS
 
 UNITS, INPUTS = 6, 5
+CELL = nn.GRUCell(UNITS)
 ARITHMETIC = re.compile(r" (?:add|subtract|multiply|divide|negate|exponential|tanh|power)\(")
 
 
-def lowered(method, steps, streams):
+def lowered(method, steps, streams, cell=CELL, mask=None):
     """A gradient whose carry is donated, and its arguments."""
-    rnn = OnlineRNN(nn.GRUCell(UNITS), method)
+    rnn = OnlineRNN(cell, method, mask)
     carry = rnn.initialize_carry(jax.random.key(0), (streams, INPUTS))
     xs = jax.random.normal(jax.random.key(2), (steps, streams, INPUTS))
     resets = jax.random.bernoulli(jax.random.key(3), 0.2, (steps, streams))
     variables = rnn.init(jax.random.key(1), carry, xs)
 
-    def loss(variables, carry, xs, resets):
-        carry, ys = rnn.apply(variables, carry, xs, resets=resets)
+    params = variables.pop("params")
+
+    def loss(params, variables, carry, xs, resets):
+        carry, ys = rnn.apply({"params": params, **variables}, carry, xs, resets=resets)
         return (ys**2).sum(), carry
 
-    grad = jax.jit(jax.grad(loss, has_aux=True), donate_argnums=1)
-    return grad.lower(variables, carry, xs, resets), (variables, carry, xs, resets)
+    grad = jax.jit(jax.grad(loss, has_aux=True), donate_argnums=2)
+    arguments = (params, variables, carry, xs, resets)
+    return grad.lower(*arguments), arguments
 
 
 def loops(method, steps, streams):
@@ -54,7 +58,7 @@ def test_the_influence_is_gone_over_with_two_operations_a_step(method, steps, st
 
 @pytest.mark.parametrize("steps, streams", [(2, 3), (8, 3), (20, 3), (8, TERMS**2), (2, TERMS + 1)])
 def test_with_our_options_the_influence_is_replaced_in_place(steps, streams):
-    program, (variables, carry, xs, resets) = lowered(SnAp(), steps, streams)
+    program, (params, variables, carry, xs, resets) = lowered(SnAp(), steps, streams)
     plain, ours = program.compile(), program.compile(compiler_options())
     copies = re.compile(rf" = f32\[{streams},{UNITS},{UNITS}\]\S* copy\(")
     assert copies.search(str(plain.as_text())), "XLA needs to be told no more"
@@ -63,6 +67,22 @@ def test_with_our_options_the_influence_is_replaced_in_place(steps, streams):
     for run in (plain, ours):
         end = jax.tree.map(jnp.copy, carry)
         for _ in range(3):
-            grads, end = run(variables, end, xs, resets)
+            grads, end = run(params, variables, end, xs, resets)
         ends.append((grads, end))
     jax.tree.map(np.testing.assert_array_equal, *ends)
+
+
+def test_a_stream_of_pairs_is_copied_once_for_its_step_and_never_for_its_gradient():
+    """Once it has to be: rows are written while others are still to be looked up."""
+    cell = nn.GRUCell(64)  # lists of several lengths
+    mask = sparsity.mask(cell, INPUTS, sparsity.fixed_fan_in(8))
+    program, (_, _, carry, *_) = lowered(SnAp(2), 1, 3, cell, mask)
+    text = str(program.compile(compiler_options()).as_text())
+    _, pairs, weights = carry.influence[0].shape
+    copies = [
+        body
+        for body in re.findall(r"%(?:fused|wrapped)\S*computation.*?\n\}", text, re.DOTALL)
+        if re.search(rf"f32\[1,{pairs},{weights}\]\S* dynamic-slice\(", body)
+        and not re.search(r"= f32\S*" + ARITHMETIC.pattern, body)
+    ]
+    assert len(copies) == 1
