@@ -12,21 +12,19 @@ the influence are long, and (14) works on one stream after the other; those of l
 short, and (15) and (15b) take all streams at once, as the last axis, so that what is added is long.
 """
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snaprl.cores import forecast, reach, rows, segment, streams
-from snaprl.cores.reach import Indices, Pattern, Tier
+from snaprl.cores import forecast, lists, reach, rows, segment, streams
+from snaprl.cores.reach import Pattern
 from snaprl.cores.resets import reset_after, where_reset
 from snaprl.cores.segment import Linearised
 from snaprl.cores.types import Array, Params, PyTree, Sparsity
 from snaprl.cores.unitwise import (
     Block,
-    Entry,
     UnitwiseCell,
     Vector,
     dense,
@@ -76,7 +74,7 @@ def advance(
             return streams.update(stream, J_0, (linearised, *passed_on))
 
         return streams.update_blocks(block, influence, inputs)
-    weights = _weights(cell, params, pattern, told=False)
+    weights = lists.weights(cell, params, pattern, told=False)
 
     def stream(J_0: Vector, inputs: tuple) -> Vector:
         def step(J_tm1: Vector, inputs_t: tuple) -> tuple[Vector, None]:
@@ -97,7 +95,7 @@ def contract(
     anew: Array | None,
 ) -> Params:
     """`sum lambda_0 . J_0` over streams and pairs: lambda is U x `[B, E]`."""
-    columns, last = sparsity.pattern.columns, influence[0].shape[1] - 1
+    columns, count = sparsity.pattern.columns, len(sparsity.pattern.row)
     # looked up where it lies: a stream's own array would first be copied out of that of all
     flat = [J.reshape(-1, J.shape[-1]) for J in influence]
 
@@ -105,9 +103,10 @@ def contract(
         # summed over the pairs of a unit at once: a sum over streams of all pairs would be as large
         # as the influence of one, and be read and written for each
         met = plain_total(
-            _column(x, pairs)[:, None] * _rows(j, b * (last + 1) + jnp.minimum(pairs, last))
+            lists.column(x, pairs)[:, None]
+            * lists.take(J, b * count + jnp.minimum(pairs, count - 1))
             for pairs in columns
-            for x, j in zip(lambda_, flat, strict=True)
+            for x, J in zip(lambda_, flat, strict=True)
         )
         return where_reset(anew, 0.0, met)
 
@@ -130,7 +129,7 @@ def adjoint(
     """Runs (15) backward: lambda^i_t[i], U x `[T, B, N]`, and lambda_0 on every pair."""
     pattern = sparsity.pattern
     d = diagonal_block(cell, params, linearised.derivatives)
-    weights = _weights(cell, params, pattern, told=True)
+    weights = lists.weights(cell, params, pattern, told=True)
 
     def step(lambda_: Vector, inputs_t: tuple) -> tuple[Vector, Vector]:
         now, ct_t = inputs_t
@@ -176,7 +175,7 @@ def _by_step(
     cell: UnitwiseCell,
     params: Params,
     sparsity: Sparsity,
-    weights: "list[Weights]",
+    weights: list[lists.Weights],
     now: Linearised,
     d_t: Block,
     J_tm1: Vector,
@@ -187,11 +186,11 @@ def _by_step(
     J_t = []
     for u in range(cell.states):
         tiers = []
-        for k, (tier, span) in enumerate(_tiers(pattern.heard)):
+        for k, (tier, span) in enumerate(lists.with_spans(pattern.heard)):
             r = pattern.row[span]
-            sigma = (_at(entry, r) for entry in now.derivatives.sigma[u])
-            D = _dynamics(sigma, weights[k])  # D_t[r, l]
-            others = _weighted(D, J_tm1[cell.read], tier) if tier.pairs.size else ()
+            sigma = (lists.at(entry, r) for entry in now.derivatives.sigma[u])
+            D = lists.dynamics(sigma, weights[k])  # D_t[r, l]
+            others = lists.weighted(D, J_tm1[cell.read], tier) if tier.pairs.size else ()
             itself = (
                 None if entry is None else entry[r, None] * J[span]
                 for entry, J in zip(d_t[u], J_tm1, strict=True)
@@ -233,13 +232,13 @@ def _by_segment(
     xs, read, derivatives, own = where_reset(
         gone, 0.0, (linearised.xs, linearised.h_tm1[cell.read], linearised.derivatives, own)
     )
-    J_0 = tuple(_columns(J, pattern) for J in J_0)  # [S, N, L]
+    J_0 = tuple(lists.columns(J, pattern) for J in J_0)  # [S, N, L]
     P_0, J_0 = where_reset(gone_0, 0.0, (P_0, J_0))
     J_T = []
     for u in states:
         new = _since(cell, params, sparsity, xs, read, derivatives, own[u])
         for P, J in zip(P_0[u], J_0, strict=True):
-            new = new + jnp.einsum("ans,anl->nsl", _columns(P, pattern), J)
+            new = new + jnp.einsum("ans,anl->nsl", lists.columns(P, pattern), J)
         J_T.append(new.at[pattern.unit, pattern.position].get(mode="fill", fill_value=0))
     return tuple(J_T)
 
@@ -318,7 +317,7 @@ def _passed_on(
       P_0, U x U x `[E, B, S]`, and of every P_t the rows of the units themselves, U x U x
       `[T, B, N, S]`.
     """
-    weights = _weights(cell, params, pattern, told=True)
+    weights = lists.weights(cell, params, pattern, told=True)
     streams, kind = linearised.xs.shape[1], linearised.xs.dtype
     now = jax.nn.one_hot(pattern.position, len(pattern.columns), dtype=kind)  # [E, S]
     now = jnp.broadcast_to(now[..., None], (*now.shape, streams))
@@ -336,7 +335,7 @@ def _passed_on(
 def _transposed(
     cell: UnitwiseCell,
     pattern: Pattern,
-    weights: "list[Weights]",
+    weights: list[lists.Weights],
     now: _Dynamics,
     after: Vector,
 ) -> Vector:
@@ -344,7 +343,7 @@ def _transposed(
     before = []
     for v in range(cell.states):
         tiers = []
-        for k, (tier, span) in enumerate(_tiers(pattern.told)):
+        for k, (tier, span) in enumerate(lists.with_spans(pattern.told)):
             r = pattern.row[span]
             terms = [
                 None if entry is None else entry[r][:, None] * x[span]
@@ -352,67 +351,11 @@ def _transposed(
             ]
             if v == cell.read and tier.pairs.size:
                 for gates, x in zip(now.sigma, after, strict=True):
-                    sigma = (None if s is None else _column(s, tier.units) for s in gates)
-                    D = _dynamics(sigma, tuple(w[..., None] for w in weights[k]))  # D_t[l, r]
-                    terms += _weighted(D, x, tier)
+                    sigma = (None if s is None else lists.column(s, tier.units) for s in gates)
+                    D = lists.dynamics(sigma, tuple(w[..., None] for w in weights[k]))  # D_t[l, r]
+                    terms += lists.weighted(D, x, tier)
             tiers.append(dense(total(terms), after[0][span]))
         before.append(jnp.concatenate(tiers))
     if now.resets is None:
         return tuple(before)
     return tuple(jnp.where(now.resets, 0.0, x) for x in before)
-
-
-# ---- lists -----------------------------------------------------------------------------------
-
-Weights = tuple[Array, ...]  # G x [P, n]: the weight that joins a pair to each of its list, or 0
-
-
-def _weights(cell: UnitwiseCell, params: Params, pattern: Pattern, *, told: bool) -> list[Weights]:
-    """For every tier, the weights of its lists: those that r reads, or those that read r."""
-    kernels = [jnp.pad(params[name]["kernel"], 1)[1:, 1:] for name in cell.recurrent]
-
-    def of(tier: Tier, span: slice) -> Weights:
-        r = pattern.row[span]
-        return tuple(w[r, tier.units] if told else w[tier.units, r] for w in kernels)
-
-    return [of(tier, span) for tier, span in _tiers(pattern.told if told else pattern.heard)]
-
-
-def _tiers(tiers: tuple[Tier, ...]) -> list[tuple[Tier, slice]]:
-    """Each tier with the pairs that it is about."""
-    spans, start = [], 0
-    for tier in tiers:
-        spans.append(slice(start, start + tier.pairs.shape[1]))
-        start = spans[-1].stop
-    return list(zip(tiers, spans, strict=True))
-
-
-def _dynamics(sigma: Iterable[Entry], weights: Weights) -> Entry:
-    """`sum_g sigma_t[g] W[g]`, an entry of D_t (8) for each of a list: `[P, n, ...]`."""
-    return total(None if s is None else s * w for s, w in zip(sigma, weights, strict=True))
-
-
-def _weighted(D: Entry, values: Array, tier: Tier) -> list[Array]:
-    """The terms of a sum over lists of rows: P x `[n, ...]`."""
-    if D is None:
-        return []
-    return [D[p][:, None] * _rows(values, pairs) for p, pairs in enumerate(tier.pairs)]
-
-
-def _rows(values: Array, index: Indices) -> Array:
-    # indices of ours are never negative nor too large: to ask would be done for every row
-    return values.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
-
-
-def _at(entry: Entry, index: Indices) -> Entry:
-    return None if entry is None else entry[None, index]
-
-
-def _column(values: Array, pairs: Indices) -> Array:
-    """`values[pairs]`, 0 where the index is past the end."""
-    return values.at[pairs].get(mode="fill", fill_value=0)
-
-
-def _columns(values: Array, pattern: Pattern) -> Array:
-    """`[E, ...]` as `[S, N, ...]`, the pairs of each unit one below the other."""
-    return _column(values, pattern.columns)

@@ -1,8 +1,6 @@
 """What a mistake is told: one sentence that names it, before anything runs."""
 
 import re
-from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,16 +11,12 @@ from flax import nnx
 
 from snaprl.cores import (
     BPTT,
-    KFRTRL,
     OKRTRL,
     RTRL,
-    UORO,
     Frozen,
     OnlineRNN,
     SnAp,
     SparseGRUCell,
-    forecast,
-    reach,
 )
 
 T, B, M, N = 4, 2, 3, 5
@@ -307,146 +301,6 @@ def test_variables_of_another_cell():
         GRU.apply(of(nn.LSTMCell(N)), carry, xs)
     with says(f"the parameters are of {N + 2} units, and the GRUCell has {N}"):
         GRU.apply(of(nn.GRUCell(N + 2)), carry, xs)
-
-
-class Dropping(nn.GRUCell):
-    """Draws random numbers."""
-
-    @nn.compact
-    def __call__(self, carry, inputs):
-        return super().__call__(nn.Dropout(0.5, deterministic=False)(carry), inputs)
-
-
-@pytest.mark.parametrize("method", [SnAp(order=1), BPTT()], ids=repr)
-def test_a_cell_that_draws_random_numbers(method):
-    with says(
-        "Dropping draws random numbers while it runs, and a step that is followed online depends "
-        "on parameters, the carry and its input; put dropout before the core or after it"
-    ):
-        set_up(OnlineRNN(Dropping(N), method))
-
-
-class Two(nn.GRUCell):
-    """Gives its state out twice, in whatever `pack` puts the two."""
-
-    pack: Callable[..., Any] = tuple
-
-    @nn.compact
-    def __call__(self, carry, inputs):
-        carry, y = super().__call__(carry, inputs)
-        return carry, self.pack((y, y))
-
-
-@pytest.mark.parametrize("pack", [tuple, lambda ys: {"y": ys[0]}], ids=["tuple", "dict"])
-def test_an_output_that_is_no_array(pack):
-    kind = "tuple" if pack is tuple else "dict"
-    with says(
-        f"Two gives out a {kind}, and its output must be one array; let it give out its new "
-        "state, and take that apart afterwards"
-    ):
-        set_up(OnlineRNN(Two(N, pack=pack)))
-
-
-def test_an_influence_that_does_not_fit_into_memory():
-    """Said before anything is allocated, with what would fit."""
-    rnn = OnlineRNN(nn.GRUCell(1024), RTRL())
-    wanted = (
-        r"takes \d+\.\d GiB for 64 streams, of .* would fit, and SnAp\(order=1\) takes 1\.13 GiB;"
-    )
-    with pytest.raises(ValueError, match=wanted):
-        rnn.initialize_carry(jax.random.key(0), (64, 512))
-
-
-@pytest.mark.parametrize(
-    ("method", "advice"),
-    [
-        (OKRTRL(rank=8), r", and OKRTRL\(rank=5\) takes .* GiB"),
-        (BPTT(tail=OKRTRL(rank=8)), r", and OKRTRL\(rank=5\) takes .* GiB"),
-        (KFRTRL(), ""),
-        (UORO(), ""),
-    ],
-    ids=repr,
-)
-def test_what_would_fit_is_of_the_methods_own_kind(monkeypatch, method, advice):
-    """No mask makes these smaller, and SnAp is another estimate: the rank is what there is."""
-    rnn = OnlineRNN(nn.GRUCell(16), method)
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(set_up(rnn)[0].influence))
-    monkeypatch.setattr(forecast, "_memory", lambda: int(0.7 * size))
-    with pytest.raises(ValueError, match=f"1 stream would fit{advice}$"):
-        set_up(rnn)
-
-
-def test_a_pattern_that_would_not_fit_is_not_made(monkeypatch):
-    """On 4 units that read one other each, by 2 inputs: order 3 holds three pairs for each unit."""
-    ring = np.roll(np.eye(4, dtype=int), 1, axis=0)
-    rnn = OnlineRNN(nn.SimpleCell(4), SnAp(3), mask={"h": {"kernel": ring}})
-    made = []
-    monkeypatch.setattr(reach, "pattern", lambda *args: made.append(args))
-    numbers = 4 * 3 * (2 + 1 + 1)  # pairs, times inputs, bias and the one recurrent weight
-    lists = 4 * (0 + 1 + 1)  # of the pairs that a pair hears of: its own hears of none
-    monkeypatch.setattr(forecast, "_memory", lambda: 4 * numbers + 16 * lists - 1)
-    wanted = r"for 1 stream, of .* not even one stream would fit, and SnAp\(order=2\) takes"
-    with pytest.raises(ValueError, match=wanted):
-        rnn.initialize_carry(jax.random.key(0), (1, 2))
-    assert not made
-    monkeypatch.setattr(forecast, "_memory", lambda: 4 * numbers + 16 * lists)
-    with pytest.raises(AttributeError):  # of a pattern that is None
-        rnn.initialize_carry(jax.random.key(0), (1, 2))
-    assert made
-
-
-class Unknown(nn.GRUCell):
-    """A subclass may compute anything."""
-
-
-@pytest.mark.parametrize("method", [SnAp(order=1), RTRL(), BPTT(tail=SnAp(order=1))], ids=repr)
-def test_jacobians_that_would_not_fit_are_not_made(monkeypatch, method):
-    rnn, fits = OnlineRNN(Unknown(4), method), OnlineRNN(Unknown(4), BPTT())
-    numbers = 4 * (3 * (2 + 4) * 4 + 4 * 4)  # of the state, times those of the parameters
-    monkeypatch.setattr(forecast, "_memory", lambda: 3 * 4 * numbers - 1)
-    wanted = r"^Unknown is not known to be unit-wise, and its Jacobians .* GiB; BPTT\(\) would fit"
-    with pytest.raises(ValueError, match=wanted):
-        rnn.initialize_carry(jax.random.key(0), (1, 2))
-    fits.initialize_carry(jax.random.key(0), (1, 2))
-    monkeypatch.setattr(forecast, "_memory", lambda: 3 * 4 * numbers)
-    OnlineRNN(Unknown(4), method).initialize_carry(jax.random.key(0), (1, 2))
-
-
-class Coupled(nn.GRUCell):
-    """Streams that read each other's mean."""
-
-    @nn.compact
-    def __call__(self, carry, inputs):
-        carry = nn.tanh(nn.Dense(self.features)(jnp.concatenate([carry, inputs], -1)))
-        return (carry - carry.mean(0, keepdims=True),) * 2
-
-
-@pytest.mark.parametrize("method", [SnAp(order=1), RTRL(), BPTT(tail=SnAp(order=1))], ids=repr)
-def test_a_cell_whose_streams_read_each_other(method):
-    with says(
-        "Coupled lets streams read each other, and an influence is that of one stream; let a "
-        "stream's new carry be a function of its own carry and inputs"
-    ):
-        OnlineRNN(Coupled(4), method).initialize_carry(jax.random.key(0), (B, M))
-    OnlineRNN(Coupled(4), BPTT()).initialize_carry(jax.random.key(0), (B, M))
-
-
-class Counting(nn.GRUCell):
-    """Counts its steps beside its parameters."""
-
-    @nn.compact
-    def __call__(self, carry, inputs):
-        self.variable("counts", "steps", lambda: jnp.zeros(()))
-        return super().__call__(carry, inputs)
-
-
-def test_a_cell_that_keeps_more_than_parameters():
-    with says(
-        "Counting keeps counts beside its parameters, and a step that is followed online may read "
-        "parameters, the carry and its input; keep what changes in the carry, and constants as "
-        "attributes"
-    ):
-        OnlineRNN(Counting(4)).initialize_carry(jax.random.key(0), (B, M))
 
 
 def test_a_mask_that_is_traced():
