@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import jax.numpy as jnp
 
 from snaprl.cores.reach import Indices, Pattern, Tier
+from snaprl.cores.streams import rows_at
 from snaprl.cores.types import Array, Params
 from snaprl.cores.unitwise import Entry, UnitwiseCell, total
 
@@ -44,13 +45,7 @@ def weighted(D: Entry, values: Array, tier: Tier) -> list[Array]:
     """The terms of a sum over lists of rows: P x `[n, ...]`."""
     if D is None:
         return []
-    return [D[p][:, None] * take(values, pairs) for p, pairs in enumerate(tier.pairs)]
-
-
-def take(values: Array, index: Indices) -> Array:
-    """`values[index]`, the rows of pairs that are there."""
-    # indices of ours are never negative nor too large: to ask would be done for every row
-    return values.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
+    return [D[p][:, None] * rows_at(values, pairs) for p, pairs in enumerate(tier.pairs)]
 
 
 def at(entry: Entry, index: Indices) -> Entry:

@@ -12,6 +12,7 @@ the influence are long, and (14) works on one stream after the other; those of l
 short, and (15) and (15b) take all streams at once, as the last axis, so that what is added is long.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -95,22 +96,19 @@ def contract(
     anew: Array | None,
 ) -> Params:
     """`sum lambda_0 . J_0` over streams and pairs: lambda is U x `[B, E]`."""
-    columns, count = sparsity.pattern.columns, len(sparsity.pattern.row)
-    # looked up where it lies: a stream's own array would first be copied out of that of all
-    flat = [J.reshape(-1, J.shape[-1]) for J in influence]
+    columns, last = sparsity.pattern.columns, len(sparsity.pattern.row) - 1
 
-    def stream(b: Array, lambda_: Vector, anew: Array | None) -> Array:
+    def stream(look_up: Callable[..., Array], lambda_: Vector, anew: Array | None) -> Array:
         # summed over the pairs of a unit at once: a sum over streams of all pairs would be as large
         # as the influence of one, and be read and written for each
         met = plain_total(
-            lists.column(x, pairs)[:, None]
-            * lists.take(J, b * count + jnp.minimum(pairs, count - 1))
+            lists.column(x, pairs)[:, None] * look_up(k, jnp.minimum(pairs, last))
             for pairs in columns
-            for x, J in zip(lambda_, flat, strict=True)
+            for k, x in enumerate(lambda_)
         )
         return where_reset(anew, 0.0, met)
 
-    by_unit = streams.total(stream, jnp.arange(len(influence[0])), lambda_0, anew)  # [N, L]
+    by_unit = streams.total_of_rows(stream, influence, lambda_0, anew)  # [N, L]
     return rows.to_tree(cell, params, sparsity, by_unit)
 
 

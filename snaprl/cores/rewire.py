@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.core import unfreeze
 
@@ -60,7 +61,8 @@ def rewire(
     if carry is not None:
         influence = rnn.method.transfer(cell, params, before, after, carry.influence)
         carry = carry._replace(influence=influence)
-    return {**held, "sparsity": collection}, carry
+    # on the device, as those of a core that is made: numpy's would compile anew what runs it
+    return {**held, "sparsity": jax.tree.map(jnp.asarray, collection)}, carry
 
 
 def _checked(

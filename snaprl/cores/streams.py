@@ -74,21 +74,31 @@ def update_blocks(
     return block(whole * size, state, rest) if rest else state
 
 
-def total(f: Callable[..., Any], *states: PyTree) -> PyTree:
-    """The sum of `f(*states_b)` over all streams b; states are `[B, ...]`."""
+def total_of_rows(
+    f: Callable[..., Any], matrices: tuple[jax.Array, ...], *states: PyTree
+) -> PyTree:
+    """The sum of `f(look_up, *states_b)` over all streams b: matrices and states are `[B, ...]`.
+
+    `look_up(k, rows)` gives rows of a stream's `matrices[k]`. On a CPU they are looked up where
+    they lie: a stream's own matrix would first be copied out of that of all.
+    """
     if _side_by_side():
-        return jax.tree.map(lambda x: x.sum(0), jax.vmap(f)(*states))
-    first = f(*_take(states, 0, 0))
-    return jax.lax.fori_loop(
-        1,
-        _streams(states),
-        lambda b, sums: jax.tree.map(jnp.add, sums, f(*_take(states, b, 0))),
-        first,
-    )
+        found = jax.vmap(lambda own, *states: f(lambda k, rows: rows_at(own[k], rows), *states))
+        return jax.tree.map(lambda x: x.sum(0), found(matrices, *states))
+    flat = [x.reshape(-1, *x.shape[2:]) for x in matrices]
+
+    def stream(b: Any) -> PyTree:
+        starts = [b * x.shape[1] for x in matrices]
+        return f(lambda k, rows: rows_at(flat[k], starts[k] + rows), *_take(states, b, 0))
+
+    def body(b: int, sums: PyTree) -> PyTree:
+        return jax.tree.map(jnp.add, sums, stream(b))
+
+    return jax.lax.fori_loop(1, _streams(matrices), body, stream(0))
 
 
 def total_of_elements(f: Callable[..., Any], *states: PyTree) -> PyTree:
-    """The same, where `f` is elementwise arithmetic, which XLA fuses into the sum.
+    """The sum of `f(*states_b)`, where `f` is elementwise arithmetic, which XLA fuses into the sum.
 
     On a CPU streams are added up a few at a time, all of them side by side, and so on with the
     sums: a loop over streams would copy them, and a loop that reads more of them at once finds
@@ -96,7 +106,7 @@ def total_of_elements(f: Callable[..., Any], *states: PyTree) -> PyTree:
     """
     streams = _streams(states)
     if _side_by_side():
-        return total(f, *states)
+        return jax.tree.map(lambda x: x.sum(0), jax.vmap(f)(*states))
     if streams == 1:
         return f(*_take(states, 0, 0))
 
@@ -110,6 +120,12 @@ def total_of_elements(f: Callable[..., Any], *states: PyTree) -> PyTree:
     if not rest:
         return whole
     return jax.tree.map(jnp.add, whole, total_of_elements(f, *some(terms * each, None)))
+
+
+def rows_at(values: jax.Array, index: jax.Array) -> jax.Array:
+    """`values[index]`, of rows that are there."""
+    # indices of ours are never negative nor too large: to ask would be done for every row
+    return values.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
 def _streams(tree: PyTree, axis: int = 0) -> int:
