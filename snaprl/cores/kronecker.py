@@ -19,8 +19,8 @@ from snaprl.cores import segment
 from snaprl.cores.checks import check_whole
 from snaprl.cores.segment import Linearised
 from snaprl.cores.types import Array, Params
-from snaprl.cores.unitwise import UnitwiseCell, Vector, written_out
-from snaprl.cores.walk import Layers, Walk, Walking, by_steps, dynamics, layers_by_source
+from snaprl.cores.unitwise import UnitwiseCell, Vector, dense, total, written_out
+from snaprl.cores.walk import Layers, Walk, Walking, by_steps, layers_by_source
 
 
 class Sum(NamedTuple):
@@ -82,7 +82,7 @@ def _walk(rank: int, reduce: Reduce) -> Walk:
         sums = []
         for k, (layers, old) in enumerate(zip(layers_by_source(cell), factors, strict=True)):
             keys = jax.vmap(lambda key, k=k: jax.random.fold_in(key, k))(key)
-            moved = dynamics(cell, params, now, old.units)
+            moved = _moved(cell, params, now, old.units)
             source, units = _immediate(layers, now)
             source = jnp.concatenate([old.source, source[:, None]], axis=1)
             both = tuple(
@@ -98,6 +98,24 @@ def _walk(rank: int, reduce: Reduce) -> Walk:
         return sums
 
     return by_steps(init, step, _contract)
+
+
+def _moved(cell: UnitwiseCell, params: Params, now: Linearised, units: Vector) -> Vector:
+    """`D_t units` (8): so many columns that D_t is written out, one matrix for all gates."""
+    sigma, delta = now.derivatives.sigma, now.derivatives.delta
+    rows = []
+    for u in range(cell.states):
+        D = total(
+            None if gate is None else gate[:, :, None] * params[name]["kernel"].T[None]
+            for gate, name in zip(sigma[u], cell.recurrent, strict=True)
+        )
+        mixed = None if D is None else jnp.einsum("bil,bl...->bi...", D, units[cell.read])
+        kept = (
+            None if entry is None else entry[:, :, None, None, None] * x
+            for entry, x in zip(delta[u], units, strict=True)
+        )
+        rows.append(dense(total((mixed, *kept)), units[0]))
+    return tuple(rows)
 
 
 def _immediate(layers: Layers, now: Linearised) -> tuple[Array, Vector]:

@@ -34,7 +34,7 @@ from snaprl.cores.unitwise import (
     total,
 )
 
-_LOOP_UP_TO = 2  # steps; from more of them on, P costs less than the influence step by step
+LOOP_UP_TO = 2  # steps; from more of them on, P costs less than the influence step by step
 
 
 def pattern(
@@ -62,7 +62,7 @@ def advance(
     """The influence after the segment, from the one before it."""
     d = diagonal_block(cell, params, linearised.derivatives)
     pattern, inputs = sparsity.pattern, (linearised, d)
-    if len(linearised.xs) > _LOOP_UP_TO:
+    if len(linearised.xs) > LOOP_UP_TO:
 
         def block(J_0: Vector, inputs: tuple) -> Vector:
             linearised, d = inputs
@@ -234,14 +234,14 @@ def _by_segment(
     P_0, J_0 = where_reset(gone_0, 0.0, (P_0, J_0))
     J_T = []
     for u in states:
-        new = _since(cell, params, sparsity, xs, read, derivatives, own[u])
+        new = since(cell, params, sparsity, xs, read, derivatives, own[u])
         for P, J in zip(P_0[u], J_0, strict=True):
             new = new + jnp.einsum("ans,anl->nsl", lists.columns(P, pattern), J)
         J_T.append(new.at[pattern.unit, pattern.position].get(mode="fill", fill_value=0))
     return tuple(J_T)
 
 
-def _since(
+def since(
     cell: UnitwiseCell,
     params: Params,
     sparsity: Sparsity,

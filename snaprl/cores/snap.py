@@ -11,12 +11,12 @@ import dataclasses
 import flax.linen as nn
 import jax
 
-from snaprl.cores import backprop, general, pairs, segment
+from snaprl.cores import backprop, exact, general, pairs, segment
 from snaprl.cores.bptt import NOTHING
 from snaprl.cores.cells import is_unitwise, unitwise
 from snaprl.cores.checks import check_whole
 from snaprl.cores.method import Remembering
-from snaprl.cores.rtrl import EXACT, sparse
+from snaprl.cores.rtrl import sparse
 from snaprl.cores.traces import traces
 from snaprl.cores.types import Array, CoreState, Params, PyTree, Sparsity
 from snaprl.cores.unitwise import diagonal_block
@@ -52,7 +52,7 @@ class SnAp(Remembering):
         # with dense recurrent weights every unit reaches every other in one step of the core; with
         # none, no unit ever reaches another
         if self.order >= 2 and unitwise(cell).recurrent:
-            return EXACT
+            return exact.DENSE
         return TRACES if self.order else NOTHING
 
     def adjoint(self, cell: nn.RNNCellBase, sparsity: Sparsity) -> segment.Adjoint:

@@ -28,12 +28,20 @@ from snaprl.cores import segment
 from snaprl.cores.resets import at_start, remembered, reset_after, where_reset
 from snaprl.cores.segment import Linearised
 from snaprl.cores.types import Array, Params, PyTree
-from snaprl.cores.unitwise import UnitwiseCell, Vector, plain_total, vector_block, written_out
+from snaprl.cores.unitwise import (
+    UnitwiseCell,
+    Vector,
+    dense,
+    plain_total,
+    times,
+    total,
+    vector_block,
+    written_out,
+)
 from snaprl.cores.walk import (
     Drawn,
     Walk,
     Walking,
-    dynamics,
     layers_by_source,
     next_keys,
     no_gradient,
@@ -143,7 +151,7 @@ def _walk(cell: UnitwiseCell, params: Params, linearised: Linearised, drawn: Dra
     def step(now: _State, inputs: tuple) -> tuple[_State, _State]:
         t, linearised_t, v, size, r1, met, overlaps = inputs
         before = now = where_reset(linearised_t.resets, 0.0, now)
-        moved = dynamics(cell, params, linearised_t, now.state)  # D_t s_tm1
+        moved = _moved(cell, params, linearised_t, now.state)  # D_t s_tm1
         r0 = _ratio(now.square, _square(moved))
         # a share that a reset has made 0 is of a step that may not have been a number
         crossing = jnp.where(now.kept == 0, 0.0, now.kept * met)
@@ -169,6 +177,16 @@ def _walk(cell: UnitwiseCell, params: Params, linearised: Linearised, drawn: Dra
     end, before = segment.scan(step, start, inputs)
     grown = _amount(cell, params, linearised, signs, end, factors.params)
     return _Walked(signs, before, Drawn(key, RankOne(end.state, grown)))
+
+
+def _moved(cell: UnitwiseCell, params: Params, now: Linearised, state: Vector) -> Vector:
+    """`D_t state` (8), U x `[B, N]`: what a change of the units before does to each."""
+    sigma, delta = now.derivatives.sigma, now.derivatives.delta
+    through = [state[cell.read] @ params[name]["kernel"] for name in cell.recurrent]
+    return tuple(
+        dense(total(map(times, (*delta[u], *sigma[u]), (*state, *through))), state[0])
+        for u in range(cell.states)
+    )
 
 
 def _signs(cell: UnitwiseCell, keys: Array, steps: int, dtype: jnp.dtype) -> tuple[Vector, Array]:

@@ -23,7 +23,7 @@ from snaprl.cores.cells import unitwise
 from snaprl.cores.resets import remembered, where_reset
 from snaprl.cores.segment import Linearised
 from snaprl.cores.types import Array, CoreState, Params, PyTree, Sparsity
-from snaprl.cores.unitwise import Block, UnitwiseCell, Vector, dense, total, written_out
+from snaprl.cores.unitwise import Block, UnitwiseCell, Vector, written_out
 
 
 class Drawn(NamedTuple):
@@ -214,32 +214,6 @@ def _advancing(walk: Walk) -> Callable:
         return walk.advance(cell, params, linearised, drawn)
 
     return advance
-
-
-def dynamics(cell: UnitwiseCell, params: Params, now: Linearised, state: Vector) -> Vector:
-    """`D_t state` (8), U x `[B, N, ...]`: what a change of the units before does to each."""
-    sigma, delta = now.derivatives.sigma, now.derivatives.delta
-    extra = (1,) * (state[0].ndim - 2)
-
-    def over(entry: Array) -> Array:
-        return entry.reshape(entry.shape + extra)
-
-    through = [
-        jnp.einsum("bl...,li->bi...", state[cell.read], params[name]["kernel"])
-        for name in cell.recurrent
-    ]
-    rows = []
-    for u in range(cell.states):
-        units = (
-            None if entry is None else over(entry) * x
-            for entry, x in zip(delta[u], state, strict=True)
-        )
-        weights = (
-            None if entry is None else over(entry) * x
-            for entry, x in zip(sigma[u], through, strict=True)
-        )
-        rows.append(dense(total((*units, *weights)), state[0]))
-    return tuple(rows)
 
 
 class Layers(NamedTuple):

@@ -75,7 +75,8 @@ def with_pattern(rnn: OnlineRNN, variables: Any) -> Any:
     room = rnn.method.pattern(cell, params, dense, inputs)
     mask = jax.tree.map(np.asarray, mask)
     pattern = rnn.method.pattern(cell, params, mask, inputs, room)
-    return variables | {"sparsity": {"cell": mask} | ({"pattern": pattern} if pattern else {})}
+    found = {"cell": mask} | ({"pattern": pattern} if pattern else {})
+    return variables | {"sparsity": jax.tree.map(jnp.asarray, found)}
 
 
 class Program:
