@@ -15,7 +15,14 @@ from snaprl.cores.masks import apply_mask
 from snaprl.cores.resets import remembered, reset_after, where_reset
 from snaprl.cores.segment import Linearised
 from snaprl.cores.types import Array, Params, Sparsity
-from snaprl.cores.unitwise import UnitwiseCell, Vector, plain_total, vector_block, written_out
+from snaprl.cores.unitwise import (
+    Block,
+    UnitwiseCell,
+    Vector,
+    plain_total,
+    vector_block,
+    written_out,
+)
 from snaprl.cores.walk import layers_by_source
 
 
@@ -23,6 +30,8 @@ def _passed_on(
     cell: UnitwiseCell, params: Params, linearised: Linearised
 ) -> tuple[tuple[Vector, ...], tuple[Vector, ...]]:
     """P of (15b): how each unit, at the end, hears of all units after step t.
+
+    As if nothing had been reset: what came before a reset is dropped by `reset_after`.
 
     Returns:
       P, U x U x `[T, B, N, N]`, and P_0, U x U x `[N, B, N]`, rows first.
@@ -33,14 +42,11 @@ def _passed_on(
     none, states = jnp.zeros_like(one), range(cell.states)
     end = tuple(tuple(one if u == v else none for v in states) for u in states)
 
-    def step(P_t: tuple[Vector, ...], inputs: tuple) -> tuple[tuple, tuple]:
-        D_t, reset_t = inputs
+    def step(P_t: tuple[Vector, ...], D_t: tuple[Block, Block]) -> tuple[tuple, tuple]:
         D_t = jax.tree.map(lambda x: x[:, None], D_t)  # the same for all rows
-        before = tuple(written_out(transpose(row, D_t), none) for row in P_t)
-        return where_reset(reset_t, 0.0, before), P_t
+        return tuple(written_out(transpose(row, D_t), none) for row in P_t), P_t
 
-    steps = ((derivatives.sigma, derivatives.delta), linearised.resets)
-    P_0, P = segment.scan(step, end, steps, reverse=True)
+    P_0, P = segment.scan(step, end, (derivatives.sigma, derivatives.delta), reverse=True)
     return P, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), P_0)
 
 

@@ -1,6 +1,8 @@
 """Dense recurrent weights: order 2 is exact, and RTRL keeps whole Jacobians, unit by unit."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from contract import probe
 from contract.registry import CELLS, B, M
@@ -10,10 +12,10 @@ from snaprl.cores import BPTT, RTRL, OnlineRNN, SnAp
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-SPLITS = [(4,), (1, 3), (1, 1, 2)]
+SPLITS = [(4,), (1, 3), (3, 1), (1, 2, 1)]
 
 
-@pytest.mark.parametrize("cell", ["residual", "gru", "lstm"])
+@pytest.mark.parametrize("cell", ["residual", "gru", "lstm", "elstm", "rtu-nonlinear"])
 @pytest.mark.parametrize("method", [RTRL(), SnAp(order=2), SnAp(order=5), BPTT(tail=RTRL())])
 def test_without_a_mask_they_are_the_gradient_of_the_whole_history(method, cell):
     rnn = OnlineRNN(CELLS[cell], method)
@@ -26,7 +28,7 @@ def test_without_a_mask_they_are_the_gradient_of_the_whole_history(method, cell)
         def loss(params):
             variables = {"params": {"cell": params}}
             carry_t, ys = rnn.apply(variables, carry, segment.xs, segment.resets)
-            return (segment.weights * ys).sum(), carry_t
+            return jnp.vdot(probe.widened(segment.weights, ys), ys), carry_t
 
         return jax.grad(loss, has_aux=True)(params)
 
@@ -36,6 +38,23 @@ def test_without_a_mask_they_are_the_gradient_of_the_whole_history(method, cell)
             found, carry = gradient(params, carry, piece)
             total = found if total is None else jax.tree.map(lambda a, b: a + b, total, found)
         probe.assert_close(total, expected)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("reset", [1, 2])
+def test_what_is_not_a_number_ends_with_a_reset_in_the_middle(cell, reset):
+    rnn, segment = OnlineRNN(CELLS[cell], RTRL()), probe.draw_segment(82, 3)
+    variables = {"params": {"cell": probe.draw_params(cell, 82)}}
+    segment.resets[reset, 1] = True
+    carry = rnn.initialize_carry(jax.random.key(0), (B, M))
+    sick = segment._replace(xs=segment.xs.copy())
+    sick.xs[:reset, 1] = np.nan
+    influence = jax.tree.map(lambda J: J.at[1].set(np.nan), carry.influence)
+    run = jax.jit(rnn.apply)
+    expected, _ = run(variables, carry, segment.xs, segment.resets)
+    for start, xs in [(carry, sick.xs), (carry._replace(influence=influence), segment.xs)]:
+        found, _ = run(variables, start, xs, segment.resets)
+        probe.assert_close(found, expected, 0.0)
 
 
 def test_a_fresh_carry_holds_every_buffer_once():
