@@ -2,6 +2,7 @@
 
 import numbers
 import reprlib
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snaprl.cores.cells import is_unitwise
 from snaprl.cores.types import Array, CoreState, GradientMethod, Params, PyTree
 
 _BRIEF = reprlib.Repr()
@@ -43,7 +45,7 @@ def check_whole(method: Any, name: str, least: int) -> None:
     numpy's integers are what a loop over an array of them gives.
     """
     value = getattr(method, name)
-    if not isinstance(value, numbers.Integral) or value < least:
+    if not _is_whole(value, least):
         raise ValueError(
             f"{type(method).__name__}({name}={value!r}): {name} is {least}, {least + 1}, ..."
         )
@@ -58,14 +60,16 @@ def feature_axes(cell: Any) -> int:
         return 1
 
 
-def check_input_shape(shape: Any, feature_axes: int, order: str) -> None:
-    """Raises where `shape` is not `(B, M)`; `order` is that of `initialize_carry`'s arguments."""
+def check_input_shape(shape: Any, cell: Any, taken: str) -> None:
+    """Raises where `shape` is not `(B, M)`; `taken` tells which arguments are expected."""
     if not isinstance(shape, (tuple, list)):
-        raise TypeError(f"input_shape is {_described(shape)}; initialize_carry takes {order}")
-    whole = all(isinstance(size, numbers.Integral) and int(size) > 0 for size in shape)
-    if len(shape) != 1 + feature_axes or not whole:
-        axes = ", ".join(["streams", *["inputs"] * feature_axes])
-        raise ValueError(f"input_shape is {tuple(shape)}; it must be ({axes}), each 1, 2, ...")
+        raise TypeError(f"input_shape is {_described(shape)}; {taken}")
+    axes = 1 + feature_axes(cell)
+    # a cell of a user's own may read nothing
+    least = [1] + [int(is_unitwise(cell))] * (axes - 1)
+    if len(shape) != axes or not all(map(_is_whole, shape, least)):
+        names = ", ".join(["streams", *["inputs"] * (axes - 1)])
+        raise ValueError(f"input_shape is {tuple(shape)}; it must be ({names}), each 1, 2, ...")
 
 
 def check_inputs(what: str, shape: tuple[int, ...], inputs: int) -> None:
@@ -82,18 +86,53 @@ def check_resets(name: str, resets: Array | None, shape: tuple[int, ...]) -> Non
 
 
 def check_array(name: str, value: Any) -> None:
-    """Raises where `value` is no array, such as a list of numbers."""
-    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-        raise TypeError(f"{name} is {_described(value)}; it must be an array")
+    """Raises where `value` is no array of real numbers, such as a list of them."""
+    found = _described(value)
+    if not hasattr(value, "__array__") or not hasattr(value, "dtype"):
+        raise TypeError(f"{name} is {found}; it must be an array")
+    real = (jnp.bool_, jnp.integer, jnp.floating)
+    if not any(jnp.issubdtype(value.dtype, kind) for kind in real):
+        raise TypeError(f"{name} is {found}; it must be an array of real numbers")
 
 
-def check_layers(cell: Any, params: Params, names: set[str]) -> None:
-    """Raises where the parameters are not those of the cell, whose layers have these `names`."""
-    if not names <= params.keys():
+def check_variables(variables: Any, params: Any, name: str) -> None:
+    """Raises where the cell, a submodule of this `name`, has no parameters; `params` are all."""
+    if not variables.get("params"):
+        place = f"params/{name}"
         raise ValueError(
-            f"the parameters are {', '.join(sorted(params))}, and a {type(cell).__name__} has "
-            f"{', '.join(sorted(names))}; apply the module to variables of its own cell"
+            f"the variables hold {', '.join(f'params/{k}' for k in sorted(params)) or 'nothing'}, "
+            f'and no {place}, where the parameters of the cell are: {{"params": {{"{name}": ...}}}}'
         )
+
+
+def check_params(cell: Any, params: Params, expected: Params, inputs: Collection[str]) -> None:
+    """Raises where the parameters are not those of the cell, whose shapes are `expected`.
+
+    A bias may be left out, or be there beside a kernel; how many rows the layers `inputs` have is
+    compared with the inputs themselves.
+    """
+    kind = type(cell).__name__
+    if not expected.keys() <= params.keys():
+        raise ValueError(
+            f"the parameters are {', '.join(sorted(params)) or 'none'}, and a {kind} has "
+            f"{', '.join(sorted(expected))}; apply the module to variables of its own cell"
+        )
+    for path, leaf in jax.tree.leaves_with_path(expected):
+        layer, *last = (part.key for part in path)
+        found: Any = params[layer]
+        for key in last:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if found is None and last == ["bias"]:
+            continue
+        rows = int(layer in inputs)
+        shape = None if found is None else jnp.shape(found)
+        what = "missing" if found is None else _described(found)
+        if shape is None or len(shape) != leaf.ndim or shape[rows:] != leaf.shape[rows:]:
+            raise ValueError(
+                f"the parameter {'/'.join([layer, *last])} is {what}, and that of a "
+                f"{kind} of {cell.features} units is {_described(leaf)}; apply the module to "
+                "variables of its own cell"
+            )
 
 
 def check_carry(carry: Any) -> None:
@@ -105,33 +144,56 @@ def check_carry(carry: Any) -> None:
         )
 
 
-def check_tree(name: str, tree: PyTree, expected: PyTree, input_shape: tuple[int, ...]) -> None:
-    """Raises where a part of the carry has other leaves or shapes than `expected`.
+def check_tree(
+    name: str,
+    tree: PyTree,
+    expected: PyTree,
+    input_shape: tuple[int, ...],
+    *,
+    widen: bool = False,
+) -> PyTree:
+    """Returns a part of the carry; raises where it has other leaves or shapes than `expected`.
 
-    Nor may what is not floating stand where floats are needed, or the other way round.
+    Nor may what is not floating stand where floats are needed, or the other way round. With
+    `widen` shorter floats are made as long as the expected ones, and longer ones are refused.
     """
-    found, needed = (jax.tree.map(jnp.shape, t) for t in (tree, expected))
-    if found == needed:
-        leaves = zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(expected), strict=True)
-        for (path, leaf), other in leaves:
-            if _is_floating(leaf) != _is_floating(other):
-                raise ValueError(
-                    f"{name}{jax.tree_util.keystr(path)} is {_described(leaf)} where "
-                    f"{other.dtype}{list(other.shape)} is needed"
-                )
-        return
-    if jax.tree.structure(tree) == jax.tree.structure(expected):
-        leaves = zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(expected), strict=True)
-        path, found, needed = next(
-            (path, jnp.shape(leaf), other.shape)
-            for (path, leaf), other in leaves
-            if jnp.shape(leaf) != other.shape
-        )
-        name += jax.tree_util.keystr(path)
+    structure = jax.tree.structure(expected)
+    if jax.tree.structure(tree) != structure:
+        found, needed = (_BRIEF.repr(jax.tree.map(jnp.shape, t)) for t in (tree, expected))
+        if found == needed:  # what tells them apart lies deeper
+            name, found, needed = f"a leaf of {name}", *_apart(tree, expected)
+        _refuse(name, found, needed, input_shape)
+
+    def leaf(path: tuple, value: Any, other: Any) -> Any:
+        place = name + jax.tree_util.keystr(path)
+        if jnp.shape(value) != other.shape:
+            _refuse(place, jnp.shape(value), other.shape, input_shape)
+        long = widen and jnp.promote_types(_dtype(value), other.dtype) != other.dtype
+        if _is_floating(value) != _is_floating(other) or long:
+            raise ValueError(f"{place} is {_described(value)} where {_described(other)} is needed")
+        return jnp.asarray(value, other.dtype) if widen else value
+
+    return jax.tree.map_with_path(leaf, tree, expected)
+
+
+def _refuse(name: str, found: Any, needed: Any, input_shape: tuple[int, ...]) -> None:
     raise ValueError(
-        f"{name} is {_BRIEF.repr(found)} where {_BRIEF.repr(needed)} is needed; "
+        f"{name} is {found} where {needed} is needed; "
         f"initialize_carry with input_shape {tuple(input_shape)} makes the carry that fits"
     )
+
+
+def _apart(tree: PyTree, expected: PyTree) -> tuple[str, str]:
+    """The first paths, one of each tree, that the other has not."""
+    found, needed = (
+        [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(t)]
+        for t in (tree, expected)
+    )
+
+    def first(paths: list[str], others: list[str]) -> str:
+        return next((path for path in paths if path not in others), "none")
+
+    return first(found, needed), first(needed, found)
 
 
 def check_pattern(pattern: PyTree, expected: PyTree, method: GradientMethod) -> None:
@@ -140,6 +202,12 @@ def check_pattern(pattern: PyTree, expected: PyTree, method: GradientMethod) -> 
         raise ValueError(
             f"the variables have a mask, sparsity/cell, and no sparsity/pattern, which {method!r} "
             "reads off it; rewire(rnn, variables, mask, input_shape) gives variables that have both"
+        )
+    if isinstance(pattern, Mapping):
+        raise ValueError(
+            "sparsity/pattern is a dict, as what reads a file gives it that is not told what is in "
+            "it; restore it into the variables that init makes, or leave it out and let "
+            "rewire(rnn, variables, mask, input_shape) make it"
         )
     if type(pattern) is not type(expected):
         refuse_pattern(method)
@@ -154,13 +222,22 @@ def refuse_pattern(method: GradientMethod) -> None:
     )
 
 
+def _is_whole(value: Any, least: int) -> bool:
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return whole and int(value) >= least
+
+
+def _dtype(leaf: Any) -> Any:
+    return getattr(leaf, "dtype", type(leaf))
+
+
 def _is_floating(leaf: Any) -> bool:
-    return jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.floating)
+    return jnp.issubdtype(_dtype(leaf), jnp.floating)
 
 
 def _described(value: Any) -> str:
     """The type and shape of an array, `float32[4, 16]`; of anything else, what it is."""
-    if isinstance(value, (jax.Array, np.ndarray)):
+    if isinstance(value, (jax.Array, jax.ShapeDtypeStruct, np.ndarray)):
         return f"{value.dtype}{list(value.shape)}"
     if isinstance(value, type):
         return f"the class {value.__name__}"

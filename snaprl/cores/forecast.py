@@ -47,7 +47,7 @@ def check(
     _check(size, streams, lambda room: _ways(method, cell, params, mask, size, streams, room))
 
 
-def check_layers(influences: Sequence[PyTree], streams: int) -> None:
+def check_stack(influences: Sequence[PyTree], streams: int) -> None:
     """Raises ValueError where those of all layers of a stack do not fit together."""
     size = sum(_bytes(influence) for influence in influences)
     _check(size, streams, lambda room: "", f"the influences of {len(influences)} layers take")

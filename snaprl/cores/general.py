@@ -75,7 +75,7 @@ def flat(cell: nn.RNNCellBase, params: Params, inputs: Any) -> Flat:
 
     arguments = params, carry, jax.ShapeDtypeStruct(one, inputs.dtype)
     y, after = jax.eval_shape(call, *arguments)
-    if not jax.tree_util.treedef_is_leaf(jax.tree.structure(y)):
+    if not isinstance(y, jax.ShapeDtypeStruct):
         raise ValueError(
             f"{type(cell).__name__} gives out a {type(y).__name__}, and its output must be one "
             "array; let it give out its new state, and take that apart afterwards"

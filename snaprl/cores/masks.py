@@ -110,6 +110,11 @@ def check_held(held: Mapping[str, Any], own: Params) -> None:
             f"the variables hold sparsity/{', sparsity/'.join(held)} and no sparsity/cell, the "
             'mask\'s place: {"sparsity": {"cell": mask}}'
         )
+    if not isinstance(held["cell"], Mapping):
+        raise ValueError(
+            f"sparsity/cell is of type {type(held['cell']).__name__}; it must be nested dicts of "
+            "0/1 arrays, as the module's own mask is"
+        )
     found = {"/".join(path): leaf for path, leaf in _walk(held["cell"])}
     shapes = {"/".join(path): leaf.shape for path, leaf in _walk(own)}
     if found.keys() != shapes.keys():
@@ -118,12 +123,17 @@ def check_held(held: Mapping[str, Any], own: Params) -> None:
             f"module was made with has {', '.join(shapes) or 'none'}"
         )
     for name, leaf in found.items():
+        if not hasattr(leaf, "dtype"):
+            raise ValueError(
+                f"sparsity/cell/{name} is of type {type(leaf).__name__}; it must be an array"
+            )
         if np.shape(leaf) != shapes[name]:
             raise ValueError(
                 f"sparsity/cell/{name} has shape {np.shape(leaf)}; the parameter has {shapes[name]}"
             )
-        # what is being traced has no values yet
-        if not isinstance(leaf, jax.core.Tracer) and not np.isin(leaf, (0, 1)).all():
+        # what is being traced has no values yet, and to read others off a device takes its time
+        known = leaf.dtype == bool or isinstance(leaf, jax.core.Tracer)
+        if not known and not np.isin(leaf, (0, 1)).all():
             raise ValueError(f"sparsity/cell/{name} has entries other than 0 and 1")
 
 

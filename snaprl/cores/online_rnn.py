@@ -74,7 +74,8 @@ class OnlineRNN(nn.Module):
           ValueError: `input_shape` is not `(B, M)`, the mask does not fit the cell, or the
             influence does not fit into memory.
         """
-        checks.check_input_shape(input_shape, checks.feature_axes(self.cell), "(rng, input_shape)")
+        taken = "initialize_carry takes (rng, input_shape)"
+        checks.check_input_shape(input_shape, self._unbound_cell(), taken)
         cell = self._unbound_cell()
         hidden_key, method_key = jax.random.split(rng)
         hidden = cell.initialize_carry(hidden_key, tuple(input_shape))
@@ -121,10 +122,11 @@ class OnlineRNN(nn.Module):
             resets = None if resets is None else jnp.swapaxes(resets, 0, 1)
         if not len(xs):
             raise ValueError(f"xs has shape {shape}; a segment has at least one step")
+        carry = self._with_hidden(carry, xs[0])
         params, sparsity = self._parameters(carry, xs[0])
         self._check_inputs("xs has shape", shape, params)
         sparsity = self._with_pattern(sparsity, carry, params, xs[0])
-        self._check_influence(carry, params, sparsity, xs[0])
+        carry = self._checked(carry, params, sparsity, xs[0])
         carry, ys = self.method.unroll(self._unbound_cell(), params, sparsity, carry, xs, resets)
         return carry, ys if self.time_major else jnp.swapaxes(ys, 0, 1)
 
@@ -151,6 +153,7 @@ class OnlineRNN(nn.Module):
             axes = f"[B{', M' * checks.feature_axes(self.cell)}]"
             raise ValueError(f"x has shape {jnp.shape(x)}; one step's inputs are {axes}")
         checks.check_resets("reset", reset, jnp.shape(x)[:1])
+        carry = self._with_hidden(carry, x)
         params, _ = self._parameters(carry, x)
         self._check_inputs("x has shape", jnp.shape(x), params)
         cell = self._unbound_cell()
@@ -187,11 +190,13 @@ class OnlineRNN(nn.Module):
 
         The pattern is that of the module's own mask.
         """
-        self._check_hidden(carry, x)
         if self.is_initializing():
             self.cell(carry.hidden, x)
-        params = _plain(self.cell.variables["params"])
-        self._check_layers(params)
+        checks.check_variables(
+            self.cell.variables, self.variables.get("params", {}), str(self.cell.name)
+        )
+        params = _plain(nn.meta.unbox(self.cell.variables["params"]))
+        self._check_params(params, carry, x)
         other = stand_in(self.cell)
         params = params if other is None else other.params(params)
         fixed = self._sparsity(params, x)
@@ -206,8 +211,8 @@ class OnlineRNN(nn.Module):
         free = self.is_mutable_collection("sparsity")  # not where a lifted scan leaves it out
         if self.is_initializing() and free and not held:
             # not `self.variable`, which would not share the name with the submodule: so the masks
-            # lie beside the parameters, under the same names
-            # on the device, where they stay: outside of jit they are numpy's
+            # lie beside the parameters, under the same names; and on the device, for numpy's would
+            # be moved there at every call
             self.put_variable("sparsity", "cell", jax.tree.map(jnp.asarray, fixed.mask))
             if fixed.pattern != ():
                 pattern = jax.tree.map(jnp.asarray, fixed.pattern)
@@ -246,32 +251,34 @@ class OnlineRNN(nn.Module):
         return make(self.method, cell, mask, structure, tuple(leaves), inputs)
 
     @nn.nowrap
-    def _check_hidden(self, carry: CoreState, x: Array) -> None:
-        """Compares the hidden state with what the cell starts from."""
+    def _with_hidden(self, carry: CoreState, x: Array) -> CoreState:
+        """The carry, its hidden state compared with what the cell starts from."""
         cell = self._unbound_cell()
         expected = jax.eval_shape(lambda: cell.initialize_carry(jax.random.key(0), x.shape))
-        checks.check_tree("carry.hidden", carry.hidden, expected, x.shape)
+        widen = not is_unitwise(cell)  # of a cell not known all steps have the types of its own
+        hidden = checks.check_tree("carry.hidden", carry.hidden, expected, x.shape, widen=widen)
+        return carry._replace(hidden=hidden)
 
     @nn.nowrap
-    def _check_layers(self, params: dict[str, Any]) -> None:
-        """Compares the parameters' names with the cell's; of a cell not known, flax itself does."""
-        cell = self._unbound_cell()
+    def _check_params(self, params: dict[str, Any], carry: CoreState, x: Array) -> None:
+        """Compares the parameters with the cell's; of a cell not known, flax itself does."""
+        cell: Any = self._unbound_cell()
         if is_unitwise(cell):
-            view = unitwise(cell)
-            checks.check_layers(self.cell, params, {*view.inputs, *view.recurrent, *view.local})
-            units, found = view.features, params[view.inputs[0]]["kernel"].shape[-1]
-            if found != units:
-                raise ValueError(
-                    f"the parameters are of {found} units, and the {type(self.cell).__name__} has "
-                    f"{units}"
-                )
+            own: Any = self.cell.clone(parent=None, name=None)
+            leaves, structure = jax.tree.flatten(jax.eval_shape(lambda *a: a, carry.hidden, x))
+            expected = _own_params(own, structure, tuple(leaves))
+            checks.check_params(self.cell, params, expected, unitwise(cell).inputs)
 
     @nn.nowrap
-    def _check_influence(
+    def _checked(
         self, carry: CoreState, params: dict[str, Any], sparsity: Sparsity, x: Array
-    ) -> None:
+    ) -> CoreState:
+        """The carry, with an influence of the types that the method computes in."""
         expected = self._influence_shapes(params, sparsity, x)
-        checks.check_tree("carry.influence", carry.influence, expected, x.shape)
+        influence = checks.check_tree(
+            "carry.influence", carry.influence, expected, x.shape, widen=True
+        )
+        return carry._replace(influence=influence)
 
     @nn.nowrap
     def _fits(self, carry: CoreState, params: dict[str, Any], sparsity: Sparsity, x: Array) -> bool:
@@ -311,6 +318,14 @@ def _sparsity(
     return Sparsity(tree, first_pattern(method, cell, params, mask, inputs))
 
 
+@functools.lru_cache(maxsize=32)
+def _own_params(
+    cell: nn.RNNCellBase, structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]
+) -> dict[str, Any]:
+    """The shapes of a cell's parameters, found once: `leaves` are of its carry and its inputs."""
+    return _parameter_shapes(cell, *jax.tree.unflatten(structure, leaves))
+
+
 def _hashable(cell: nn.RNNCellBase) -> bool:
     """A cell of cells is not, while it is bound; then a pattern is made at every trace."""
     try:
@@ -328,7 +343,8 @@ def _parameter_shapes(cell: nn.RNNCellBase, hidden: PyTree, x: Array) -> dict[st
     kind = getattr(cell, "param_dtype", jnp.float32)
     wide = jnp.promote_types(kind, jnp.float32)
     drawn = cell if wide == kind else cell.clone(param_dtype=wide)
-    variables: Any = jax.eval_shape(drawn.init, jax.random.key(0), hidden, x)
+    # what is said of an array's place on a mesh is no part of it
+    variables: Any = nn.meta.unbox(jax.eval_shape(drawn.init, jax.random.key(0), hidden, x))
     if others := variables.keys() - {"params"}:
         raise ValueError(
             f"{type(cell).__name__} keeps {' and '.join(sorted(others))} beside its parameters, "

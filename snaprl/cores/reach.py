@@ -295,8 +295,9 @@ def _check_room(needs: Room, room: Room) -> None:
         if need > room.get(what, 0):
             raise ValueError(
                 f"the new pattern does not fit where the old one was ({what}: {need} where there "
-                f"is room for {room.get(what, 0)}); make the core with more of it, by "
-                "Mask(mask, room=2.0), or make it anew with the new mask"
+                f"is room for {room.get(what, 0)}); make the core anew with the new mask, or from "
+                "the start with a larger room in Mask(mask, room=...), which a fan-in that is the "
+                "same for all units never has"
             )
 
 

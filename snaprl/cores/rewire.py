@@ -46,10 +46,9 @@ def rewire(
         core anew.
     """
     held, new = _checked(rnn, variables, mask)
-    if carry is not None:
-        checks.check_carry(carry)
     params, old = held["params"]["cell"], held["sparsity"]
     cell: Any = rnn.cell.clone(parent=None, name=None)
+    checks.check_input_shape(input_shape, cell, "it must be (streams, inputs)")
     inputs: Any = jax.ShapeDtypeStruct(tuple(input_shape), np.float32)
     tree, room = new.tree(), old.get("pattern", ())
     after = Sparsity(tree, rnn.method.pattern(cell, params, tree, inputs, room))
@@ -59,9 +58,16 @@ def rewire(
     if after.pattern != ():
         collection["pattern"] = after.pattern
     if carry is not None:
-        influence = rnn.method.transfer(cell, params, before, after, carry.influence)
+        checks.check_carry(carry)
+        expected = jax.eval_shape(
+            lambda: rnn.method.init(cell, params, before, input_shape[0], jax.random.key(0))
+        )
+        influence = checks.check_tree(
+            "carry.influence", carry.influence, expected, input_shape, widen=True
+        )
+        influence = rnn.method.transfer(cell, params, before, after, influence)
         carry = carry._replace(influence=influence)
-    # on the device, as those of a core that is made: numpy's would compile anew what runs it
+    # on the device, as those of a core that is made: numpy's would be moved there at every call
     return {**held, "sparsity": jax.tree.map(jnp.asarray, collection)}, carry
 
 

@@ -36,7 +36,7 @@ class SnAp(Remembering):
         comparisons, and takes the slow path of cells that are not unit-wise.
 
     Raises:
-      ValueError: the order is below 0.
+      ValueError: the order is below 0, or `entries` neither True nor False.
     """
 
     order: int = 1
@@ -44,6 +44,8 @@ class SnAp(Remembering):
 
     def __post_init__(self):
         check_whole(self, "order", least=0)
+        if not isinstance(self.entries, bool):
+            raise ValueError(f"SnAp(entries={self.entries!r}): entries is True or False")
 
     def memory(self, cell: nn.RNNCellBase, sparsity: Sparsity) -> segment.Memory:
         """The influence of (5), as the tail of another method may carry it."""

@@ -45,7 +45,13 @@ class OnlineStack(nn.Module):
 
     def __post_init__(self):
         _check_cells(self.cells)
+        checks.check_method("method", self.method)
         if self.masks is not None:
+            if not isinstance(self.masks, Sequence):
+                raise TypeError(
+                    f"masks is of type {type(self.masks).__name__}; it must be one mask per cell, "
+                    "or None"
+                )
             if len(self.masks) != len(self.cells):
                 raise ValueError(
                     f"{len(self.cells)} cells need as many masks, not {len(self.masks)}"
@@ -71,7 +77,7 @@ class OnlineStack(nn.Module):
           ValueError: as there; or the influences of all layers do not fit into memory together.
         """
         shapes = jax.eval_shape(lambda: self._carries(jax.random.key(0), input_shape))
-        forecast.check_layers([state.influence for state in shapes], input_shape[0])
+        forecast.check_stack([state.influence for state in shapes], input_shape[0])
         return self._carries(rng, input_shape)
 
     @nn.nowrap

@@ -35,7 +35,11 @@ COST = {
     "snap0": Cost("none", "less than BPTT's"),
     "snap2": Cost("s U N k G", PAIRS),
     "snap3": Cost("s U N k G", PAIRS),
-    "rtrl": Cost("s U N k G", "N per influence and step", about="s all that are ever reached"),
+    "rtrl": Cost(
+        "s U N k G",
+        "N per influence and segment, 1 per influence and step",
+        about="s all that are ever reached",
+    ),
     "bptt": Cost("none", "3 N K G per step", about="T N (G + 2) inside the segment"),
     "tail-snap1": Cost("U N K G", "BPTT's and SnAp-1's"),
     "tail-snap2": Cost("s U N k G", "BPTT's and SnAp-2's"),

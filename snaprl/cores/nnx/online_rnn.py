@@ -98,8 +98,8 @@ class OnlineRNN(nnx.Module):
           TypeError: `input_shape` is not a shape at all.
           ValueError: `input_shape` is not `(B, M)`, or the cell reads another number of inputs.
         """
-        axes = checks.feature_axes(self.cell)
-        checks.check_input_shape(input_shape, axes, "(input_shape, rngs)")
+        taken = "initialize_carry takes (input_shape, rngs)"
+        checks.check_input_shape(input_shape, self._linen().cell, taken)
         if hasattr(self.cell, "in_features"):
             checks.check_inputs("input_shape is", input_shape, self._input_shape()[-1])
         if not isinstance(rngs, nnx.Rngs | nnx.RngStream):

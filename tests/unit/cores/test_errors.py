@@ -299,7 +299,10 @@ def test_variables_of_another_cell():
         "iz; apply the module to variables of its own cell"
     ):
         GRU.apply(of(nn.LSTMCell(N)), carry, xs)
-    with says(f"the parameters are of {N + 2} units, and the GRUCell has {N}"):
+    with says(
+        f"the parameter hn/bias is float32[{N + 2}], and that of a GRUCell of {N} units is "
+        f"float32[{N}]; apply the module to variables of its own cell"
+    ):
         GRU.apply(of(nn.GRUCell(N + 2)), carry, xs)
 
 
