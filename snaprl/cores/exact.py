@@ -149,9 +149,10 @@ def _advance_pairs(
     influence: Vector,
 ) -> Vector:
     """The influence U x `[B, E, L]` after the segment, from the one before it."""
-    if len(linearised.xs) <= pairs.LOOP_UP_TO:
-        return pairs.advance(cell, params, sparsity, linearised, influence)
     pattern, units = sparsity.pattern, cell.features
+    # few steps, or weights that reach few units, as in blocks: lists of those are shorter than P
+    if len(linearised.xs) <= pairs.LOOP_UP_TO or 2 * len(pattern.columns) < units:
+        return pairs.advance(cell, params, sparsity, linearised, influence)
     pair = jnp.full((units, units), len(pattern.row))  # of a row and a unit; past the end: none
     pair = pair.at[pattern.row, pattern.unit].set(jnp.arange(len(pattern.row)), mode="drop")
 

@@ -151,7 +151,7 @@ def _walk(cell: UnitwiseCell, params: Params, linearised: Linearised, drawn: Dra
     def step(now: _State, inputs: tuple) -> tuple[_State, _State]:
         t, linearised_t, v, size, r1, met, overlaps = inputs
         before = now = where_reset(linearised_t.resets, 0.0, now)
-        moved = _moved(cell, params, linearised_t, now.state)  # D_t s_tm1
+        moved = dynamics(cell, params, linearised_t, now.state)  # D_t s_tm1
         r0 = _ratio(now.square, _square(moved))
         # a share that a reset has made 0 is of a step that may not have been a number
         crossing = jnp.where(now.kept == 0, 0.0, now.kept * met)
@@ -179,7 +179,7 @@ def _walk(cell: UnitwiseCell, params: Params, linearised: Linearised, drawn: Dra
     return _Walked(signs, before, Drawn(key, RankOne(end.state, grown)))
 
 
-def _moved(cell: UnitwiseCell, params: Params, now: Linearised, state: Vector) -> Vector:
+def dynamics(cell: UnitwiseCell, params: Params, now: Linearised, state: Vector) -> Vector:
     """`D_t state` (8), U x `[B, N]`: what a change of the units before does to each."""
     sigma, delta = now.derivatives.sigma, now.derivatives.delta
     through = [state[cell.read] @ params[name]["kernel"] for name in cell.recurrent]

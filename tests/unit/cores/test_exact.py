@@ -6,9 +6,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from snaprl.cores import BPTT, RTRL, OnlineRNN, sparsity
+from snaprl.cores import BPTT, RTRL, Mask, OnlineRNN, sparsity
 
 UNITS, INPUTS, STREAMS, STEPS = 16, 3, 2, 9
 CELLS = {"gru": nn.GRUCell(UNITS), "lstm": nn.OptimizedLSTMCell(UNITS)}
@@ -48,3 +49,27 @@ def test_no_step_touches_the_influence(cell, fan_in, method):
     for loop in loops:
         sizes = [x.aval.size for e in equations(loop.jaxpr) for x in e.outvars]
         assert max(sizes) < influence
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_blocks_that_never_hear_of_each_other(cell):
+    """With room for more the influence goes through one matrix, and without by lists."""
+    blocks = np.kron(np.eye(4), np.ones((UNITS // 4, UNITS // 4))).astype(bool)
+    mask = sparsity.mask(CELLS[cell], INPUTS, lambda shape, seed: blocks)
+    xs = jax.random.normal(jax.random.key(2), (2, STEPS, STREAMS, INPUTS))
+    found = []
+    for room in (1.0, 8.0):
+        rnn = OnlineRNN(CELLS[cell], RTRL(), Mask(mask, room=room))
+        carry = rnn.initialize_carry(jax.random.key(0), (STREAMS, INPUTS))
+        variables: Any = rnn.init(jax.random.key(1), carry, xs[0])
+
+        def loss(params, carry, xs, rnn=rnn, variables=variables):
+            outcome: Any = rnn.apply({**variables, "params": params}, carry, xs)
+            return (outcome[1] ** 2).sum(), outcome[0]
+
+        gradient = jax.jit(jax.grad(loss, has_aux=True))
+        _, carry = gradient(variables["params"], carry, xs[0])
+        found.append(gradient(variables["params"], carry, xs[1])[0])
+        reach = len(variables["sparsity"]["pattern"].columns)
+        assert (2 * reach < UNITS) == (room == 1.0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *found)

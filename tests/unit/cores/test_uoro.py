@@ -10,8 +10,8 @@ import pytest
 
 from snaprl.cores import BPTT, UORO, IndRNNCell, OnlineRNN, segment
 from snaprl.cores.unitwise import plain_total
-from snaprl.cores.uoro import RankOne, _contract, _init
-from snaprl.cores.walk import Walk, Walking, by_steps, dynamics
+from snaprl.cores.uoro import RankOne, _contract, _init, dynamics
+from snaprl.cores.walk import Walk, Walking, by_steps
 
 B, M, N = 3, 4, 5
 CELLS = {
