@@ -95,7 +95,8 @@ def _advance(
         )
 
     P, P_0 = _passed_on(cell, params, linearised)
-    J_T = streams.update(stream, influence, (linearised, P, P_0))
+    # side by side: by turns each stream's own would be copied out first
+    J_T = jax.vmap(stream, (0, 1))(influence, (linearised, P, P_0))
     return tuple(apply_mask(J, sparsity.mask) for J in J_T)
 
 
