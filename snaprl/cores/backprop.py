@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from snaprl.cores.loops import scan
 from snaprl.cores.resets import where_reset
-from snaprl.cores.segment import scan
 from snaprl.cores.types import Array, Params, PyTree
 
 # (what is known of the past, dL/dh_0 shaped like the carry) to dL/dh_0 J_0

@@ -9,7 +9,7 @@ where (2) asks for one at every step, N times that of all weights.
 import jax
 import jax.numpy as jnp
 
-from snaprl.cores import lists, pairs, segment, streams
+from snaprl.cores import lists, loops, pairs, segment, streams
 from snaprl.cores.bptt import dynamics_transposed, full_adjoint
 from snaprl.cores.masks import apply_mask
 from snaprl.cores.resets import remembered, reset_after, where_reset
@@ -24,6 +24,8 @@ from snaprl.cores.unitwise import (
     written_out,
 )
 from snaprl.cores.walk import layers_by_source
+
+AT_ONCE = 128  # steps: P is N x N for each, and in long segments would outgrow the influence
 
 
 def _passed_on(
@@ -46,7 +48,7 @@ def _passed_on(
         D_t = jax.tree.map(lambda x: x[:, None], D_t)  # the same for all rows
         return tuple(written_out(transpose(row, D_t), none) for row in P_t), P_t
 
-    P_0, P = segment.scan(step, end, (derivatives.sigma, derivatives.delta), reverse=True)
+    P_0, P = loops.scan(step, end, (derivatives.sigma, derivatives.delta), reverse=True)
     return P, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), P_0)
 
 
@@ -75,6 +77,12 @@ def _advance(
 ) -> tuple[Params, ...]:
     """(15b), where a weight reaches every unit: J is U (rows) x `[B, N, ...parameter]`."""
 
+    def piece(J_0: tuple[Params, ...], linearised: Linearised) -> tuple[Params, ...]:
+        P, P_0 = _passed_on(cell, params, linearised)
+        # side by side: by turns each stream's own would be copied out first
+        J_T = jax.vmap(stream, (0, 1))(J_0, (linearised, P, P_0))
+        return tuple(apply_mask(J, sparsity.mask) for J in J_T)
+
     def stream(J_0: tuple[Params, ...], inputs: tuple) -> tuple[Params, ...]:
         linearised, P, P_0 = inputs
         gone, gone_0 = reset_after(linearised.resets)
@@ -94,10 +102,7 @@ def _advance(
             for row, row_0 in zip(P, P_0, strict=True)
         )
 
-    P, P_0 = _passed_on(cell, params, linearised)
-    # side by side: by turns each stream's own would be copied out first
-    J_T = jax.vmap(stream, (0, 1))(influence, (linearised, P, P_0))
-    return tuple(apply_mask(J, sparsity.mask) for J in J_T)
+    return loops.by_pieces(piece, influence, linearised, AT_ONCE)
 
 
 def _since(cell: UnitwiseCell, params: Params, linearised: Linearised, P: Vector) -> Params:
@@ -157,6 +162,9 @@ def _advance_pairs(
     pair = jnp.full((units, units), len(pattern.row))  # of a row and a unit; past the end: none
     pair = pair.at[pattern.row, pattern.unit].set(jnp.arange(len(pattern.row)), mode="drop")
 
+    def piece(J_0: Vector, linearised: Linearised) -> Vector:
+        return streams.update(stream, J_0, (linearised, *_passed_on(cell, params, linearised)))
+
     def stream(J_0: Vector, inputs: tuple) -> Vector:
         linearised, P, P_0 = inputs
         gone, gone_0 = reset_after(linearised.resets)
@@ -174,8 +182,7 @@ def _advance_pairs(
             J_T.append(new.at[pattern.unit, pattern.row].get(mode="fill", fill_value=0))
         return tuple(J_T)
 
-    P, P_0 = _passed_on(cell, params, linearised)
-    return streams.update(stream, influence, (linearised, P, P_0))
+    return loops.by_pieces(piece, influence, linearised, AT_ONCE)
 
 
 SPARSE = pairs.MEMORY._replace(advance=_advance_pairs)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snaprl.cores import forecast, lists, reach, rows, segment, streams
+from snaprl.cores import forecast, lists, loops, reach, rows, segment, streams
 from snaprl.cores.reach import Pattern
 from snaprl.cores.resets import reset_after, where_reset
 from snaprl.cores.segment import Linearised
@@ -82,7 +82,7 @@ def advance(
             linearised_t, d_t = inputs_t
             return _by_step(cell, params, sparsity, weights, linearised_t, d_t, J_tm1), None
 
-        return segment.scan(step, J_0, inputs)[0]
+        return loops.scan(step, J_0, inputs)[0]
 
     return streams.update(stream, influence, inputs)
 
@@ -140,7 +140,7 @@ def adjoint(
 
     zero = jnp.zeros((len(pattern.row), 1, ct_ys.shape[1]), ct_ys.dtype)
     inputs = _dynamics_of(linearised, d), _streams_last(segment.arrivals(cell, ct_ys))
-    lambda_0, own = segment.scan(step, (zero,) * cell.states, inputs, reverse=True)
+    lambda_0, own = loops.scan(step, (zero,) * cell.states, inputs, reverse=True)
     return (
         tuple(jnp.swapaxes(x, 1, 2) for x in own),
         tuple(x[:, 0].T for x in lambda_0),
@@ -326,7 +326,7 @@ def _passed_on(
         own = tuple(tuple(x[: cell.features] for x in P) for P in P_t)
         return tuple(_transposed(cell, pattern, weights, now_t, P) for P in P_t), own
 
-    found = segment.scan(step, end, _dynamics_of(linearised, d), reverse=True)
+    found = loops.scan(step, end, _dynamics_of(linearised, d), reverse=True)
     return jax.tree.map(lambda x: jnp.moveaxis(x, -1, 1), found)
 
 

@@ -10,8 +10,8 @@ once.
 import jax
 import jax.numpy as jnp
 
+from snaprl.cores.loops import scan
 from snaprl.cores.resets import where_reset
-from snaprl.cores.segment import scan
 from snaprl.cores.types import Array
 from snaprl.cores.unitwise import Block, Entries, Vector, block_block, total, written_out
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from snaprl.cores.cells import unitwise
+from snaprl.cores.loops import scan
 from snaprl.cores.masks import apply_mask
 from snaprl.cores.resets import at_start, where_reset
 from snaprl.cores.types import Array, CoreState, Params, PyTree, Sparsity
@@ -211,14 +212,6 @@ def _separate(params: Params, names: tuple[str, ...], dtype: Dtype) -> Callable:
         )
 
     return apply
-
-
-def scan(step: Callable, carry: PyTree, inputs: PyTree, reverse: bool = False) -> tuple:
-    """`lax.scan`, without the loop where there is one step only."""
-    if jax.tree.leaves(inputs)[0].shape[0] > 1:
-        return jax.lax.scan(step, carry, inputs, reverse=reverse)
-    carry, outputs = step(carry, jax.tree.map(lambda x: x[0], inputs))
-    return carry, jax.tree.map(lambda x: x[None], outputs)
 
 
 def backward(

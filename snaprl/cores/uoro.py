@@ -18,16 +18,15 @@ Reference: Tallec and Ollivier, "Unbiased Online Recurrent Optimization", ICLR 2
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from snaprl.cores import segment
+from snaprl.cores import loops, segment
 from snaprl.cores.resets import at_start, remembered, reset_after, where_reset
 from snaprl.cores.segment import Linearised
-from snaprl.cores.types import Array, Params, PyTree
+from snaprl.cores.types import Array, Params
 from snaprl.cores.unitwise import (
     UnitwiseCell,
     Vector,
@@ -90,7 +89,7 @@ def _advance(cell: UnitwiseCell, params: Params, linearised: Linearised, drawn: 
     def piece(drawn: Drawn, linearised: Linearised) -> Drawn:
         return _walk(cell, params, linearised, drawn).after
 
-    return _by_pieces(piece, drawn, linearised)
+    return loops.by_pieces(piece, drawn, linearised, AT_ONCE)
 
 
 def _known(
@@ -111,18 +110,7 @@ def _known(
         return walked.after, grads
 
     start = drawn, no_gradient(params, lambda_)
-    return _by_pieces(piece, start, (linearised, lambda_))[1]
-
-
-def _by_pieces(piece: Callable[[PyTree, PyTree], PyTree], carry: PyTree, inputs: PyTree) -> PyTree:
-    """The carry after all of `inputs [T, ...]`, of which `piece` gets `AT_ONCE` steps at most."""
-    count, rest = divmod(len(jax.tree.leaves(inputs)[0]), AT_ONCE)
-    if count:
-        whole = jax.tree.map(
-            lambda x: x[: count * AT_ONCE].reshape(count, AT_ONCE, *x.shape[1:]), inputs
-        )
-        carry, _ = segment.scan(lambda c, x: (piece(c, x), None), carry, whole)
-    return piece(carry, jax.tree.map(lambda x: x[-rest:], inputs)) if rest else carry
+    return loops.by_pieces(piece, start, (linearised, lambda_), AT_ONCE)[1]
 
 
 class _State(NamedTuple):
@@ -174,7 +162,7 @@ def _walk(cell: UnitwiseCell, params: Params, linearised: Linearised, drawn: Dra
     sizes = jnp.einsum("tbt->tb", overlaps)  # |v_t I_t|^2
     ratios = _ratio(sizes, jnp.array(cell.states * cell.features, dtype))  # of v, all signs
     inputs = (jnp.arange(steps), linearised, signs, sizes, ratios, met, overlaps)
-    end, before = segment.scan(step, start, inputs)
+    end, before = loops.scan(step, start, inputs)
     grown = _amount(cell, params, linearised, signs, end, factors.params)
     return _Walked(signs, before, Drawn(key, RankOne(end.state, grown)))
 
@@ -197,7 +185,7 @@ def _signs(cell: UnitwiseCell, keys: Array, steps: int, dtype: jnp.dtype) -> tup
         return keys, jax.vmap(lambda k: jax.random.rademacher(k, shape, dtype))(key)
 
     shape = (cell.states, cell.features)
-    keys, signs = segment.scan(draw, keys, jnp.arange(steps))
+    keys, signs = loops.scan(draw, keys, jnp.arange(steps))
     return tuple(signs[:, :, u] for u in range(cell.states)), keys
 
 

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from snaprl.cores import segment
+from snaprl.cores import loops, segment
 from snaprl.cores.bptt import dynamics_transposed
 from snaprl.cores.cells import unitwise
 from snaprl.cores.resets import remembered, where_reset
@@ -142,7 +142,7 @@ def by_steps(init: Callable, step: Callable, contract: Callable) -> Walk:
         return Drawn(kept, step(cell, params, key, now, factors))
 
     def advance(cell: UnitwiseCell, params: Params, linearised: Linearised, drawn: Drawn) -> Drawn:
-        return segment.scan(lambda d, now: (go(cell, params, d, now), None), drawn, linearised)[0]
+        return loops.scan(lambda d, now: (go(cell, params, d, now), None), drawn, linearised)[0]
 
     def known(
         cell: UnitwiseCell,
@@ -158,7 +158,7 @@ def by_steps(init: Callable, step: Callable, contract: Callable) -> Walk:
             return (go(cell, params, drawn, now), jax.tree.map(jnp.add, grads, met)), None
 
         start = drawn, no_gradient(params, lambda_)
-        return segment.scan(add, start, (linearised, lambda_))[0][1]
+        return loops.scan(add, start, (linearised, lambda_))[0][1]
 
     return Walk(init, advance, known, contract)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from snaprl.cores import BPTT, RTRL, Mask, OnlineRNN, sparsity
+from snaprl.cores import BPTT, RTRL, Mask, OnlineRNN, exact, sparsity
 
 UNITS, INPUTS, STREAMS, STEPS = 16, 3, 2, 9
 CELLS = {"gru": nn.GRUCell(UNITS), "lstm": nn.OptimizedLSTMCell(UNITS)}
@@ -49,6 +49,21 @@ def test_no_step_touches_the_influence(cell, fan_in, method):
     for loop in loops:
         sizes = [x.aval.size for e in equations(loop.jaxpr) for x in e.outvars]
         assert max(sizes) < influence
+
+
+@pytest.mark.parametrize("most", [1, 2, 4, STEPS])
+@pytest.mark.parametrize("fan_in", [None, 2])
+def test_long_segments_go_by_pieces(fan_in, most, monkeypatch):
+    mask = fan_in and sparsity.mask(CELLS["lstm"], INPUTS, sparsity.fixed_fan_in(fan_in))
+    rnn = OnlineRNN(CELLS["lstm"], RTRL(), mask)
+    carry = rnn.initialize_carry(jax.random.key(0), (STREAMS, INPUTS))
+    xs = jax.random.normal(jax.random.key(2), (STEPS, STREAMS, INPUTS))
+    resets = jax.random.bernoulli(jax.random.key(3), 0.1, (STEPS, STREAMS))
+    variables = rnn.init(jax.random.key(1), carry, xs)
+    expected, _ = jax.jit(rnn.apply)(variables, carry, xs, resets)
+    monkeypatch.setattr(exact, "AT_ONCE", most)
+    found, _ = jax.jit(lambda *arguments: rnn.apply(*arguments))(variables, carry, xs, resets)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 
 @pytest.mark.parametrize("cell", CELLS)
