@@ -51,9 +51,12 @@ class Two(nn.GRUCell):
         return carry, self.pack((y, y))
 
 
-@pytest.mark.parametrize("pack", [tuple, lambda ys: {"y": ys[0]}], ids=["tuple", "dict"])
-def test_an_output_that_is_no_array(pack):
-    kind = "tuple" if pack is tuple else "dict"
+PACKS = {"tuple": tuple, "list": list, "dict": lambda ys: {"y": ys[0]}, "NoneType": lambda ys: None}
+
+
+@pytest.mark.parametrize("kind", PACKS)
+def test_an_output_that_is_no_array(kind):
+    pack = PACKS[kind]
     with says(
         f"Two gives out a {kind}, and its output must be one array; let it give out its new "
         "state, and take that apart afterwards"

@@ -177,6 +177,15 @@ def test_a_carry_in_longer_floats_is_refused(method):
         rnn.apply(variables, longer, xs)
 
 
+def test_floats_where_keys_are():
+    rnn = OnlineRNN(nn.GRUCell(N), METHODS["uoro"].method)
+    carry, xs, variables = set_up(rnn)
+    drawn = carry.influence
+    wrong = carry._replace(influence=drawn._replace(key=drawn.key.astype(jnp.float32)))
+    with says("carry.influence.key is float32[2, 2] where uint32[2, 2] is needed"):
+        rnn.apply(variables, wrong, xs)
+
+
 def test_a_number_where_there_is_no_influence():
     rnn = OnlineRNN(nn.GRUCell(N), METHODS["bptt"].method)
     carry, xs, variables = set_up(rnn)
