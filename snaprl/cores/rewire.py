@@ -59,11 +59,13 @@ def rewire(
         collection["pattern"] = after.pattern
     if carry is not None:
         checks.check_carry(carry)
+        streams = len(jax.tree.leaves(carry.hidden)[0])
         expected = jax.eval_shape(
-            lambda: rnn.method.init(cell, params, before, input_shape[0], jax.random.key(0))
+            lambda: rnn.method.init(cell, params, before, streams, jax.random.key(0))
         )
+        shape = (streams, *input_shape[1:])
         influence = checks.check_tree(
-            "carry.influence", carry.influence, expected, input_shape, widen=True
+            "carry.influence", carry.influence, expected, shape, widen=True
         )
         influence = rnn.method.transfer(cell, params, before, after, influence)
         carry = carry._replace(influence=influence)
