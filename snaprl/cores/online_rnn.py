@@ -266,7 +266,8 @@ class OnlineRNN(nn.Module):
         if is_unitwise(cell):
             own: Any = self.cell.clone(parent=None, name=None)
             leaves, structure = jax.tree.flatten(jax.eval_shape(lambda *a: a, carry.hidden, x))
-            expected = _own_params(own, structure, tuple(leaves))
+            shapes = _own_params if _hashable(own) else _own_params.__wrapped__
+            expected = shapes(own, structure, tuple(leaves))
             checks.check_params(self.cell, params, expected, unitwise(cell).inputs)
 
     @nn.nowrap

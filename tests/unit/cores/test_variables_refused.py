@@ -228,6 +228,23 @@ def test_kernels_that_say_where_they_lie_on_a_mesh(method):
     jax.tree.map(np.testing.assert_array_equal, nn.meta.unbox(found), expected)
 
 
+class Zeros:
+    """An initialiser that Python cannot hash."""
+
+    __hash__ = None  # type: ignore
+
+    def __call__(self, key, shape, dtype=jnp.float32):
+        return jnp.zeros(shape, dtype)
+
+
+def test_a_cell_that_is_not_hashable():
+    rnn = OnlineRNN(nn.GRUCell(N, carry_init=Zeros()))
+    carry, xs, variables = set_up(GRU)
+    _, found = rnn.apply(variables, carry, xs)
+    _, expected = GRU.apply(variables, carry, xs)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_a_cell_of_a_users_own_may_read_nothing():
     rnn = OnlineRNN(Alone())
     carry = rnn.initialize_carry(jax.random.key(0), (B, 0))
