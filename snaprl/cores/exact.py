@@ -9,7 +9,7 @@ where (2) asks for one at every step, N times that of all weights.
 import jax
 import jax.numpy as jnp
 
-from snaprl.cores import lists, loops, pairs, segment, streams
+from snaprl.cores import loops, pairs, segment, streams
 from snaprl.cores.bptt import dynamics_transposed, full_adjoint
 from snaprl.cores.masks import apply_mask
 from snaprl.cores.resets import remembered, reset_after, where_reset
@@ -161,26 +161,17 @@ def _advance_pairs(
         return pairs.advance(cell, params, sparsity, linearised, influence)
     pair = jnp.full((units, units), len(pattern.row))  # of a row and a unit; past the end: none
     pair = pair.at[pattern.row, pattern.unit].set(jnp.arange(len(pattern.row)), mode="drop")
+    places = pairs.Places(pair, pattern.row)
 
     def piece(J_0: Vector, linearised: Linearised) -> Vector:
         return streams.update(stream, J_0, (linearised, *_passed_on(cell, params, linearised)))
 
     def stream(J_0: Vector, inputs: tuple) -> Vector:
         linearised, P, P_0 = inputs
-        gone, gone_0 = reset_after(linearised.resets)
-        xs, read, derivatives, P = where_reset(
-            gone, 0.0, (linearised.xs, linearised.h_tm1[cell.read], linearised.derivatives, P)
+        own = jax.tree.map(lambda p: jnp.swapaxes(p, 1, 2), P)  # of every unit: [T, N, rows]
+        return pairs.by_segment(
+            cell, params, sparsity, linearised, P_0, own, J_0, "rn,nil->irl", places
         )
-        J_0 = tuple(lists.column(J, pair) for J in J_0)  # [N, N, L]
-        P_0, J_0 = where_reset(gone_0, 0.0, (P_0, J_0))
-        J_T = []
-        for u in range(cell.states):
-            own = tuple(jnp.swapaxes(p, 1, 2) for p in P[u])  # of every unit: [T, N, rows]
-            new = pairs.since(cell, params, sparsity, xs, read, derivatives, own)
-            for p, J in zip(P_0[u], J_0, strict=True):
-                new = new + jnp.einsum("rn,nil->irl", p, J)
-            J_T.append(new.at[pattern.unit, pattern.row].get(mode="fill", fill_value=0))
-        return tuple(J_T)
 
     return loops.by_pieces(piece, influence, linearised, AT_ONCE)
 

@@ -126,7 +126,7 @@ class OnlineRNN(nn.Module):
         params, sparsity = self._parameters(carry, xs[0])
         self._check_inputs("xs has shape", shape, params)
         sparsity = self._with_pattern(sparsity, carry, params, xs[0])
-        carry = self._checked(carry, params, sparsity, xs[0])
+        carry = self._with_influence(carry, params, sparsity, xs[0])
         carry, ys = self.method.unroll(self._unbound_cell(), params, sparsity, carry, xs, resets)
         return carry, ys if self.time_major else jnp.swapaxes(ys, 0, 1)
 
@@ -271,7 +271,7 @@ class OnlineRNN(nn.Module):
             checks.check_params(self.cell, params, expected, unitwise(cell).inputs)
 
     @nn.nowrap
-    def _checked(
+    def _with_influence(
         self, carry: CoreState, params: dict[str, Any], sparsity: Sparsity, x: Array
     ) -> CoreState:
         """The carry, with an influence of the types that the method computes in."""

@@ -62,6 +62,7 @@ def advance(
     """The influence after the segment, from the one before it."""
     d = diagonal_block(cell, params, linearised.derivatives)
     pattern, inputs = sparsity.pattern, (linearised, d)
+    places = Places(pattern.columns, pattern.position)
     if len(linearised.xs) > LOOP_UP_TO:
 
         def block(J_0: Vector, inputs: tuple) -> Vector:
@@ -70,7 +71,10 @@ def advance(
 
             def stream(J_0: Vector, inputs: tuple) -> Vector:
                 linearised, P_0, own = inputs
-                return _by_segment(cell, params, sparsity, linearised, P_0, own, J_0)
+                P_0 = jax.tree.map(lambda P: lists.columns(P, pattern), P_0)
+                return by_segment(
+                    cell, params, sparsity, linearised, P_0, own, J_0, "ans,anl->nsl", places
+                )
 
             return streams.update(stream, J_0, (linearised, *passed_on))
 
@@ -215,7 +219,14 @@ def _immediate(
     return jnp.concatenate(blocks, -1)
 
 
-def _by_segment(
+class Places(NamedTuple):
+    """Where pairs stand when those of each unit are one below the other, in S rows."""
+
+    columns: Array  # [S, N] the pair; past the end: none
+    position: Array  # [E] the row of each pair
+
+
+def by_segment(
     cell: UnitwiseCell,
     params: Params,
     sparsity: Sparsity,
@@ -223,25 +234,30 @@ def _by_segment(
     P_0: tuple[Vector, ...],
     own: tuple[Vector, ...],
     J_0: Vector,
+    product: str,
+    places: Places,
 ) -> Vector:
-    """(15b): U x `[E, L]`; P_0 is U x U x `[E, S]`, own is P_t e_i, U x U x `[T, N, S]`."""
-    pattern, states = sparsity.pattern, range(cell.states)
+    """(15b): U x `[E, L]`; own is P_t e_i, U x U x `[T, N, S]`.
+
+    `product` says as `einsum` does how one of the U x U of P_0 meets J_0 `[S, N, L]`, in
+    `[N, S, L]`.
+    """
     gone, gone_0 = reset_after(linearised.resets)
     xs, read, derivatives, own = where_reset(
         gone, 0.0, (linearised.xs, linearised.h_tm1[cell.read], linearised.derivatives, own)
     )
-    J_0 = tuple(lists.columns(J, pattern) for J in J_0)  # [S, N, L]
+    J_0 = tuple(lists.column(J, places.columns) for J in J_0)  # [S, N, L]
     P_0, J_0 = where_reset(gone_0, 0.0, (P_0, J_0))
     J_T = []
-    for u in states:
-        new = since(cell, params, sparsity, xs, read, derivatives, own[u])
+    for u in range(cell.states):
+        new = _since(cell, params, sparsity, xs, read, derivatives, own[u])
         for P, J in zip(P_0[u], J_0, strict=True):
-            new = new + jnp.einsum("ans,anl->nsl", lists.columns(P, pattern), J)
-        J_T.append(new.at[pattern.unit, pattern.position].get(mode="fill", fill_value=0))
+            new = new + jnp.einsum(product, P, J)
+        J_T.append(new.at[sparsity.pattern.unit, places.position].get(mode="fill", fill_value=0))
     return tuple(J_T)
 
 
-def since(
+def _since(
     cell: UnitwiseCell,
     params: Params,
     sparsity: Sparsity,
